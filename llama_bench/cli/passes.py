@@ -1,0 +1,56 @@
+"""`passes`: every pass that a recipe can name, and those that are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llama_bench.cli.common import AsJson, print_json, print_table
+
+EXAMPLES = """
+In a sweep file a recipe names passes in their order:
+  fused: {passes: [{onnxoptimizer: fuse_qkv}, {onnxoptimizer: eliminate_deadend}]}
+"""
+
+COLUMNS = ("family", "pass", "class", "what it does")
+
+
+def command(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/passes.md.")] = False,
+) -> None:
+    """List the passes, whether each is exact or approximate, and which are refused and why."""
+    listed = rows()
+    if as_json:
+        print_json(listed)
+    elif markdown:
+        typer.echo(markdown_table(listed))
+    else:
+        print_table(COLUMNS, [_cells(row) for row in listed])
+
+
+def rows() -> list[dict[str, str | None]]:
+    """Return one dictionary a pass, in the order of the table of passes."""
+    from llama_bench.passes import PASSES
+
+    return [
+        {"family": family, "name": name, "class": info.kind, "summary": info.summary, "refused": info.refused}
+        for family, table in PASSES.items()
+        for name, info in table.items()
+    ]
+
+
+def markdown_table(listed: list[dict[str, str | None]]) -> str:
+    """Return the passes as a Markdown table: the text between the marks of docs/passes.md."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    for row in listed:
+        family, name, kind, text = (value.replace("|", r"\|") for value in _cells(row))
+        lines.append(f"| {family} | `{name}` | {kind} | {text} |")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, str | None]) -> tuple[str, str, str, str]:
+    refused = f"refused: {row['refused']}" if row["refused"] else None
+    kind = "refused" if refused else row["class"]
+    return str(row["family"]), str(row["name"]), str(kind), str(refused or row["summary"])

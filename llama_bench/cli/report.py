@@ -1,0 +1,28 @@
+"""`report`: tables and charts from results on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_bench.cli.common import ResultsAt
+
+EXAMPLES = """
+The newest run of a sweep, into the run's own folder:
+  python -m llama_bench report results/quick
+Somewhere else:
+  python -m llama_bench report results/quick --out first-look
+"""
+
+
+def command(
+    path: ResultsAt,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to, not the run's own.")] = None,
+) -> None:
+    """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured."""
+    from llama_bench.report import write_report
+
+    for written in write_report(path, out):
+        typer.echo(written)

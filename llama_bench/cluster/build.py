@@ -1,0 +1,182 @@
+"""Building: one Ray task an artifact, parents before children, every shared prefix once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from llama_bench import results
+from llama_bench.cluster.connect import BUILDER, Node
+from llama_bench.errors import LlamaBenchError
+from llama_bench.estimate import BUILD_MEMORY
+from llama_bench.model.weights import weight_bytes
+from llama_bench.plan import Artifact, Plan
+from llama_bench.store import Store
+from llama_bench.sweep import Model, Pass, Workload
+
+MEMORY_BASE = 700_000_000
+"""Bytes that a build takes however small its model: torch, onnx and the exporter themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The end of one build: `error` is None, or why there is no artifact."""
+
+    id: str
+    state: str  # finished | reused | failed | skipped | known
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def build(artifact: Artifact, store: Store) -> dict[str, Any]:
+    """Build `artifact` into `store` and return its manifest; its parent must be there. Works without Ray.
+
+    Raises WorkError when the export or the pass fails.
+    """
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="llama-bench-") as name:
+        folder = Path(name)
+        if artifact.kind == "export":
+            from llama_bench.model.export import export
+
+            model = Model.model_validate(artifact.spec["model"])
+            workload = Workload.model_validate(artifact.spec["workload"])
+            made: dict[str, Any] = {"export": export(model, workload, folder)}
+        else:
+            from llama_bench.passes import apply
+
+            assert artifact.parent is not None
+            made = {"effect": apply(Pass.model_validate(artifact.spec), store.fetch(artifact.parent), folder).to_dict()}
+        manifest = {"label": artifact.label, "kind": artifact.kind, "parent": artifact.parent, "spec": artifact.spec}
+        return store.save(artifact.id, folder, {**manifest, **made, "build_s": time.perf_counter() - begin})
+
+
+def build_all(
+    plan: Plan,
+    wanted: Iterable[str],
+    store: Store,
+    run: str,
+    nodes: Iterable[Node],
+    known_failures: Mapping[str, str],
+    on_start: Callable[[str], None] = lambda label: None,
+) -> Iterator[Built]:
+    """Build what `wanted` (variant ids) needs and the store lacks; yield each end as it comes.
+
+    An artifact that failed before (`known_failures`: id → message) is not tried again but `known`; what stands on a
+    failed one is `skipped` with the parent's message. Memory that no builder has is a failure at once, not an endless
+    wait.
+    """
+    needed = closure(plan, wanted)
+    most = max((node.resources.get("memory", 0.0) for node in nodes if node.builds), default=None)
+    ends: dict[str, Built] = {}
+    waiting = dict(needed)
+    running: dict[Any, tuple[Artifact, float]] = {}
+    while waiting or running:
+        for artifact in [a for a in waiting.values() if a.parent is None or a.parent in ends]:
+            del waiting[artifact.id]
+            end = _without_building(artifact, ends, store, known_failures, memory_bytes(plan, artifact), most)
+            if end is None:
+                on_start(artifact.label)
+                running[_submit(plan, artifact, store, run)] = (artifact, time.perf_counter())
+            else:
+                ends[artifact.id] = end
+                yield end
+        if running:
+            [done], _ = ray.wait(list(running), num_returns=1)
+            artifact, begin = running.pop(done)
+            ends[artifact.id] = _end(artifact, done, time.perf_counter() - begin)
+            yield ends[artifact.id]
+
+
+def closure(plan: Plan, wanted: Iterable[str]) -> dict[str, Artifact]:
+    """Return the artifacts of `wanted` and all that they stand on, parents first."""
+    needed: set[str] = set()
+    for name in wanted:
+        step: str | None = name
+        while step is not None and step not in needed:
+            needed.add(step)
+            step = plan.artifacts[step].parent
+    return {name: artifact for name, artifact in plan.artifacts.items() if name in needed}
+
+
+def memory_bytes(plan: Plan, artifact: Artifact) -> int:
+    """Estimate the peak memory of building `artifact`."""
+    export = artifact
+    while export.parent is not None:
+        export = plan.artifacts[export.parent]
+    model = Model.model_validate(export.spec["model"])
+    factor = BUILD_MEMORY[model.exporter if artifact.kind == "export" else "pass"]
+    return int(MEMORY_BASE + factor * weight_bytes(model))
+
+
+def _without_building(
+    artifact: Artifact,
+    ends: Mapping[str, Built],
+    store: Store,
+    known_failures: Mapping[str, str],
+    memory: int,
+    most: float | None,
+) -> Built | None:
+    """Return how `artifact` ends without being built: it is there, cannot be, or has failed; None when it is to do."""
+    if store.has(artifact.id):
+        return Built(artifact.id, "reused")
+    parent = ends.get(artifact.parent or "")
+    if parent is not None and parent.error is not None:
+        return Built(artifact.id, "skipped", error=parent.error)
+    if artifact.id in known_failures:
+        return Built(artifact.id, "known", error=known_failures[artifact.id])
+    if most is None:
+        return Built(artifact.id, "failed", error=f"{artifact.label}: no node offers {BUILDER}")
+    if memory > most:
+        need = f"{artifact.label}: needs {memory / 1e9:.1f} GB of memory, the largest builder has {most / 1e9:.1f} GB"
+        return Built(artifact.id, "failed", error=need)
+    return None
+
+
+def _submit(plan: Plan, artifact: Artifact, store: Store, run: str) -> Any:
+    task = _export_task if artifact.kind == "export" else _pass_task
+    options = task.options(memory=memory_bytes(plan, artifact), name=artifact.label)
+    return options.remote(artifact, store.uri, run)
+
+
+def _end(artifact: Artifact, reference: Any, seconds: float) -> Built:
+    try:
+        error = ray.get(reference)
+    except RayError as lost:
+        error = f"{artifact.label}: {type(lost).__name__}: {str(lost).splitlines()[0]}"
+    return Built(artifact.id, "finished" if error is None else "failed", seconds, error)
+
+
+def _task(artifact: Artifact, store_uri: str, run: str) -> str | None:
+    """Build in a Ray worker and write the piece; return None, or the message of what went wrong."""
+    store, begin, started_at = Store(store_uri), time.perf_counter(), datetime.now(UTC)
+    try:
+        build(artifact, store)
+    except LlamaBenchError as error:
+        return f"{artifact.label}: {error}"
+    except MemoryError:
+        return f"{artifact.label}: not enough memory"
+    except Exception as error:  # a fault of a library or of ours: one failed variant, never the end of the sweep
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{artifact.label}: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    wall = time.perf_counter() - begin
+    piece = {"piece": f"build-{artifact.id}", "kind": "build", "started_at": started_at, "wall_s": wall}
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+    results.write_part(store, run, "pieces", f"build-{artifact.id}", [{**piece, "node": node, "other_s": wall}])
+    return None
+
+
+_REMOTE: dict[str, Any] = {"num_cpus": 1, "resources": {BUILDER: 1}, "max_retries": 2}
+
+# An exporter leaves gigabytes in its process: a fresh one each time gives them back before anything is timed.
+_export_task: Any = ray.remote(max_calls=1, **_REMOTE)(_task)
+_pass_task: Any = ray.remote(**_REMOTE)(_task)

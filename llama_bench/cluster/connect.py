@@ -1,0 +1,112 @@
+"""Starting or joining Ray, what its nodes offer, and which node can serve which target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from llama_bench.bench import machine
+from llama_bench.errors import WorkError
+from llama_bench.sweep import Target
+
+BUILDER, BENCH_CPU, BENCH_GPU = "builder", "bench_cpu", "bench_gpu"
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Models and weights go through the store, never through Ray's object store: only events and small rows do."""
+
+SHARE = 0.01
+"""CPU of a probe: explicit, because a task of num_cpus=0 slips onto a node that is full (Ray 2.60)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One living node of the cluster and what it offers (resources in Ray's units, memory in bytes)."""
+
+    id: str
+    address: str
+    resources: Mapping[str, float]
+
+    def serves(self, target: Target) -> bool:
+        """Whether the node carries the target's tag, and a GPU where the target needs one."""
+        return self.resources.get(target.tag, 0) >= 1 and (not target.needs_gpu or self.resources.get("GPU", 0) >= 1)
+
+    @property
+    def builds(self) -> bool:
+        return self.resources.get(BUILDER, 0) >= 1
+
+    @property
+    def tags(self) -> list[str]:
+        """The node's resources but Ray's own, and its GPUs."""
+        own = ("CPU", "memory", "object_store_memory")
+        return sorted(name for name in self.resources if name not in own and ":" not in name)
+
+
+def connect(address: str | None = None) -> bool:
+    """Join the cluster at `address` or RAY_ADDRESS, or start Ray on this machine; True when it was started here.
+
+    A started Ray gets its tags from what the machine has: `builder`, `bench_cpu`, and `bench_gpu` where there is a
+    GPU. Raises WorkError when there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise WorkError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        resources=local_tags(os.cpu_count() or 1, len(machine.gpus())),
+        **quiet,
+    )
+    return True
+
+
+def local_tags(cpus: int, gpus: int) -> dict[str, float]:
+    """Return the resource tags of a machine that both builds and measures: one unit of a bench tag is one cell."""
+    return {BUILDER: float(cpus), BENCH_CPU: 1.0} | ({BENCH_GPU: 1.0} if gpus else {})
+
+
+def nodes() -> list[Node]:
+    """Return the living nodes in the order of their ids."""
+    listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node for node in listed if node["Alive"]]
+    found = [Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"])) for node in alive]
+    return sorted(found, key=lambda node: node.id)
+
+
+def unserved(targets: Mapping[str, Target], offered: Iterable[Node]) -> dict[str, str]:
+    """Return target → why no node can serve it, with what the nodes offer; empty when every target is served.
+
+    Ray itself waits for ever, without an error, for a resource that nobody has.
+    """
+    offered = list(offered)
+    offers = "; ".join(f"{node.address}: {', '.join(node.tags) or 'no tags'}" for node in offered) or "no nodes"
+    return {
+        name: f"no node offers {target.tag}{' with a GPU' if target.needs_gpu else ''} (the nodes offer {offers})"
+        for name, target in targets.items()
+        if not any(node.serves(target) for node in offered)
+    }
+
+
+def probe(chosen: Iterable[Node]) -> dict[str, dict[str, Any]]:
+    """Ask each node what machine it is: node id → :func:`llama_bench.bench.machine.facts`."""
+    ask = ray.remote(num_cpus=SHARE, max_retries=1)(machine.facts)
+    asked = {node.id: ask.options(scheduling_strategy=on(node)).remote() for node in chosen}
+    return {node_id: ray.get(reference) for node_id, reference in asked.items()}
+
+
+def on(node: Node) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that runs a task on `node` and nowhere else."""
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)

@@ -1,0 +1,90 @@
+"""Which run goes on: a run is one execution of a sweep by one version of code and libraries on known machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from llama_bench import results
+from llama_bench.plan import Plan, digest
+from llama_bench.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """All that must be equal for timings to belong to one run: the sweep, the measuring code, libraries, nodes."""
+
+    sweep: Mapping[str, Any]
+    code: str
+    versions: Mapping[str, str]
+    hardware: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The run (`<sweep>/<run id>`) that goes on or begins, and why."""
+
+    run: str
+    why: str
+
+
+def find_or_start(
+    store: Store, plan: Plan, identity: Identity, unserved: Mapping[str, str], facts: Mapping[str, Mapping[str, Any]]
+) -> Found:
+    """Return the newest run with this fingerprint, or write run.json of a new one and say what changed."""
+    name = plan.sweep.name
+    earlier = [(run, results.read_run(store, f"{name}/{run}")) for run in results.runs(store, name)]
+    for run, info in earlier:
+        if info["fingerprint"] == identity.fingerprint:
+            return Found(f"{name}/{run}", "going on")
+    why = "the first run of this sweep here"
+    if earlier:
+        why = f"a new run: {'; '.join(changes(earlier[0][1], asdict(identity)))}"
+    now = datetime.now(UTC)
+    info = {
+        **asdict(identity),
+        "fingerprint": identity.fingerprint,
+        "created_at": now.isoformat(),
+        "machines": list(facts.values()),
+        "unserved": dict(unserved),
+        "artifacts": list(plan.artifacts),
+        "cells": [
+            {
+                "id": cell.id,
+                "model": cell.model.label,
+                "hidden_size": cell.model.hidden_size,
+                "workload": cell.workload_name,
+                "target": cell.target_name,
+                "tokens": cell.workload.tokens,
+                "arms": [arm.name for arm in cell.arms],
+                "baseline": cell.baseline,
+            }
+            for cell in plan.cells
+        ],
+    }
+    run = f"{name}/{now:%Y%m%d-%H%M%S}-{identity.fingerprint[:8]}"
+    results.write_run(store, run, info)
+    return Found(run, why)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in a few words each what differs between two identities (as run.json keeps them)."""
+    said = []
+    if before["sweep"] != now["sweep"]:
+        keys = sorted(key for key in now["sweep"] if before["sweep"].get(key) != now["sweep"][key])
+        said.append(f"the sweep's {', '.join(keys)} changed")
+    if before["code"] != now["code"]:
+        said.append("the measuring code changed")
+    for library in sorted({*before["versions"], *now["versions"]}):
+        old, new = before["versions"].get(library), now["versions"].get(library)
+        if old != new:
+            said.append(f"{library} {old or 'absent'} → {new or 'absent'}")
+    if before["hardware"] != now["hardware"]:
+        said.append("the machines that serve the targets changed")
+    return said or ["an older run differs"]

@@ -1,0 +1,133 @@
+"""From what the arms of a restart said to the rows of its datasets. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from llama_bench.engines.executed import Executed
+from llama_bench.engines.onnxruntime import settings_sha256
+from llama_bench.passes import PASSES
+from llama_bench.plan import Arm, Cell
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def where(cell: Cell) -> dict[str, Any]:
+    """The columns that say which cell a row belongs to."""
+    return {"cell": cell.id, "model": cell.model.label, "workload": cell.workload_name, "target": cell.target_name}
+
+
+def restart_rows(
+    cell: Cell,
+    *,
+    restart: int,
+    group: int,
+    started_at: datetime,
+    seconds: Mapping[str, float],
+    said: Mapping[str, Mapping[str, Any]],
+    slots: Sequence[Mapping[str, Any]],
+    node: Mapping[str, Any],
+    node_id: str,
+) -> Rows:
+    """Return dataset → rows of one finished restart; `pieces` is the last key, because it is to be written last.
+
+    `said` is arm → stage → what the arm answered, `slots` what each slot gave, `seconds` columns of `pieces`.
+    """
+    control = {arm.name: arm.control for arm in cell.arms}
+    replicate = {**where(cell), "restart": restart, "group": group}
+    process = {
+        name: {"pid": answers["start"]["pid"], "process_started_at": _time(answers["start"]["process_started_at"])}
+        for name, answers in said.items()
+    }
+    rows: Rows = {"timings": [], "blocks": [], "accuracy": [], "machines": []}
+    for slot in slots:
+        name = slot["arm"]
+        turn = {**replicate, "block": slot["block"], "position": slot["position"], "recipe": name}
+        turn |= {"control": control[name]}
+        for index, value in enumerate(slot["seconds"]):
+            rows["timings"].append({**turn, "run_index": index, "seconds": value, **process[name]})
+        rows["blocks"].append(
+            {
+                **turn,
+                "log_seconds": sum(math.log(value) for value in slot["seconds"]) / len(slot["seconds"]),
+                "washout_runs": slot["washout_runs"],
+                "washout_s": slot["washout_s"],
+                "timed_s": sum(slot["seconds"]),
+                "started_at": slot["at"],
+                "pid": process[name]["pid"],
+            }
+        )
+    for name, answers in said.items():
+        arm = {**replicate, "recipe": name, "control": control[name]}
+        rows["accuracy"] += [{**arm, **check} for check in answers["check"]]
+        rows["machines"].append({**arm, **process[name], **_machine(answers, node, node_id)})
+    piece = f"{cell.id}-r{restart:04d}"
+    rows["pieces"] = [
+        {**replicate, "piece": piece, "kind": "restart", "node": node_id, "started_at": started_at, **seconds}
+    ]
+    return rows
+
+
+def variant_row(
+    cell: Cell,
+    arm: Arm,
+    manifest: Mapping[str, Any],
+    effects: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    executed: Executed,
+) -> dict[str, Any]:
+    """Return the row of `variants`: what the arm's passes did (their `effects` added up) and what is executed."""
+    histogram: dict[str, int] = {}
+    for effect in effects:
+        for op, count in effect["histogram_difference"].items():
+            histogram[op] = histogram.get(op, 0) + count
+    kinds = {PASSES[step.family][step.name].kind for step in arm.recipe.passes}
+    nodes = [effects[0]["nodes_before"], effects[-1]["nodes_after"]] if effects else [manifest["export"]["nodes"]] * 2
+    return {
+        **where(cell),
+        "recipe": arm.name,
+        "control": arm.control,
+        "variant": arm.variant,
+        "passes": json.dumps([step.label for step in arm.recipe.passes]),
+        "engine": arm.recipe.engine,
+        "class": "approximate" if "approximate" in kinds else "exact",
+        "nodes_before": nodes[0],
+        "nodes_after": nodes[1],
+        "nodes_changed": sum(effect["nodes_changed"] for effect in effects),
+        "histogram_difference": json.dumps({op: n for op, n in sorted(histogram.items()) if n}),
+        "graph_bytes": sum(file["bytes"] for file in manifest["files"] if file["name"] == "model.onnx"),
+        "weight_bytes": sum(size for _, size in manifest["weights"]),
+        "build_s": manifest["build_s"],
+        "changed": any(effect["changed"] for effect in effects),
+        "graph_sha256": manifest["graph_sha256"],
+        "executed_sha256": executed.sha256,
+        "executed_nodes": executed.nodes,
+        "executed_histogram": json.dumps(executed.histogram),
+        "placement_sha256": executed.placement_sha256,
+        "placement": json.dumps(executed.placement),
+        "settings_sha256": settings_sha256(settings),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _machine(answers: Mapping[str, Any], node: Mapping[str, Any], node_id: str) -> dict[str, Any]:
+    gpus = [gpu["name"] for gpu in node["gpus"]]
+    return {
+        "niceness": answers["start"]["niceness"],
+        "threads": answers["load"]["threads"],
+        "provider": answers["load"]["providers"][0],
+        "warmup_runs": answers["warmup"]["runs"],
+        "steady": answers["warmup"]["steady"],
+        "node": node_id,
+        **{key: node[key] for key in ("hostname", "cpu", "physical_cores", "logical_cores", "memory_bytes")},
+        "gpu": ", ".join(gpus) or None,
+        "facts": json.dumps(node, sort_keys=True),
+    }
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,183 @@
+"""What a plan will need before anything starts: disk, memory of an arm, seconds to build and to measure. Pure.
+
+The numbers are for deciding whether to start, and are right within a factor of two or so: seconds come from counted
+operations and one measured rate, bytes from the sizes of the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llama_bench.model.weights import shapes, weight_bytes
+from llama_bench.plan import Cell, Plan
+from llama_bench.sweep import Measure, Model, Workload
+
+GPU_FLOPS_PER_S = 20e12  # a data-centre GPU of the middle, fp32: what is assumed where no GPU can be asked
+PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s on 2 cores
+LOAD_BYTES_PER_S = 1.0e9  # reading a model into a session
+WARM_UP_RUNS = 5  # three that agree, and the first ones that do not
+WASHOUT_S = 0.050  # a slot's untimed runs take at least this, and at least one run
+EXAMINE_LOADS = 4  # saving the executed graph costs several loads of the model, once an arm
+EXPORT_S = 4.0  # imports and tracing of one export, besides its bytes and its runs
+PASS_S = 1.0  # imports of one pass
+BUILD_BYTES_PER_S = 2.0e8  # drawing, writing and hashing weights
+PROCESS_BYTES = 250e6  # Python, numpy and ONNX Runtime before any model
+GRAPH_BYTES = 30_000  # stored model.onnx without its weights: so much, and per layer
+GRAPH_LAYER_BYTES = 40_000
+BUILD_MEMORY = {
+    "torchscript": 6.0,
+    "dynamo": 3.5,
+    "pass": 4.5,
+}  # × the model's bytes at the peak, see docs/measuring.md
+BUILD_MEMORY_BASE = 700_000_000  # torch, onnx and the exporter, however small the model
+
+
+@dataclass(frozen=True, slots=True)
+class CellNeeds:
+    """One cell: seconds of one run of the baseline, bytes of one arm, seconds of the pilot and at most."""
+
+    cell: str
+    label: str
+    model: str
+    workload: str
+    target: str
+    arms: int
+    timed_runs: int
+    run_s: float
+    arm_bytes: int
+    pilot_s: float
+    most_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A whole plan, nothing of it built yet. Seconds to build are those of one task after another."""
+
+    exports: int
+    passes: int
+    weight_bytes: int
+    graph_bytes: int
+    reference_bytes: int
+    build_bytes: int
+    build_s: float
+    cells: tuple[CellNeeds, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes in the store: weights once by content, graphs, and torch's outputs."""
+        return self.weight_bytes + self.graph_bytes + self.reference_bytes
+
+    @property
+    def pilot_s(self) -> float:
+        return sum(cell.pilot_s for cell in self.cells)
+
+    @property
+    def most_s(self) -> float:
+        return sum(cell.most_s for cell in self.cells)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, the sums too."""
+        return {**asdict(self), "disk_bytes": self.disk_bytes, "pilot_s": self.pilot_s, "most_s": self.most_s}
+
+
+def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS_PER_S) -> Needs:
+    """Estimate what `plan` needs on a machine that does `flops_per_s` operations of an fp32 matrix product a second.
+
+    `gpu_flops_per_s` stands for the targets that need a GPU.
+    """
+    weights: dict[str, int] = {}
+    exports = passes = graph = reference = build_bytes = 0
+    build_s = 0.0
+    models: dict[str, Model] = {}
+    for artifact in plan.artifacts.values():
+        if artifact.kind == "export":
+            model = Model.model_validate(artifact.spec["model"])
+            workload = Workload.model_validate(artifact.spec["workload"])
+            size, outputs = weight_bytes(model), output_bytes(model, workload)
+            weights[_content(artifact.spec["model"])] = size
+            exports, reference = exports + 1, reference + outputs
+            build_s += EXPORT_S + (size + outputs) / BUILD_BYTES_PER_S + 3 * flops(model, workload) / flops_per_s
+        else:
+            model = models[str(artifact.parent)]
+            size = weight_bytes(model)
+            passes += 1
+            build_s += PASS_S + size / BUILD_BYTES_PER_S
+        models[artifact.id] = model
+        graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * model.num_hidden_layers
+        build_bytes = max(build_bytes, build_memory(model, artifact.kind))
+    cells = tuple(_cell(cell, plan.sweep.measure, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
+    return Needs(exports, passes, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
+
+
+def flops(model: Model, workload: Workload) -> float:
+    """Operations of one run: 2 · parameters · tokens in the matrix products, 4 · B · S² · D a layer in attention.
+
+    Attention is counted in full: an exported graph computes both halves of the causal matrix.
+    """
+    linear = sum(
+        math.prod(shape)
+        for name, shape in shapes(model).items()
+        if len(shape) == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight")
+    )
+    attention = 4 * workload.batch * workload.sequence**2 * model.hidden_size * model.num_hidden_layers
+    head = 0
+    if model.head == "lm" and workload.outputs != "hidden":
+        tokens = workload.tokens if workload.outputs == "logits" else workload.batch
+        head = 2 * model.hidden_size * model.vocab_size * tokens
+    return float(2 * linear * workload.tokens + attention + head)
+
+
+def output_bytes(model: Model, workload: Workload) -> int:
+    """Bytes of a run's outputs in fp32, which are stored once an export as torch's reference."""
+    positions = workload.batch if workload.outputs == "last_logits" else workload.tokens
+    width = model.hidden_size if workload.outputs == "hidden" or model.head == "none" else model.vocab_size
+    cache = 2 * model.num_hidden_layers * workload.tokens * model.kv_heads * model.head_dim if workload.kv_out else 0
+    return 4 * (positions * width + cache)
+
+
+def build_memory(model: Model, kind: str) -> int:
+    """Peak memory in bytes of one build task of `model`: its `export`, or a `pass` on it."""
+    return int(BUILD_MEMORY_BASE + BUILD_MEMORY[model.exporter if kind == "export" else "pass"] * weight_bytes(model))
+
+
+def arm_bytes(model: Model, workload: Workload) -> int:
+    """Memory of one arm's process: weights, the widest activations (three of the MLP, two of attention), outputs."""
+    mlp = 3 * workload.tokens * model.intermediate_size
+    scores = 2 * workload.batch * model.num_attention_heads * workload.sequence**2
+    return int(PROCESS_BYTES) + weight_bytes(model) + 4 * (mlp + scores) + output_bytes(model, workload)
+
+
+def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) -> float:
+    """Seconds of a cell's pilot: examination of each arm, then restarts of start, load, warm-up, blocks of slots."""
+    load_s = model_bytes / LOAD_BYTES_PER_S
+    examine = PROCESS_S + EXAMINE_LOADS * load_s + 2 * run_s
+    slot = max(WASHOUT_S, run_s) + measure.runs * run_s
+    restart = PROCESS_S + load_s + (WARM_UP_RUNS + 1) * run_s + measure.blocks * slot
+    return arms * (examine + measure.restarts * restart)
+
+
+def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
+    rate = gpu_flops_per_s if cell.target.needs_gpu else flops_per_s
+    run_s = flops(cell.model, cell.workload) / rate
+    pilot_s = cell_seconds(measure, len(cell.arms), run_s, weight_bytes(cell.model))
+    return CellNeeds(
+        cell=cell.id,
+        label=cell.label,
+        model=cell.model.label,
+        workload=cell.workload_name,
+        target=cell.target_name,
+        arms=len(cell.arms),
+        timed_runs=measure.restarts * measure.blocks * measure.runs,
+        run_s=run_s,
+        arm_bytes=arm_bytes(cell.model, cell.workload),
+        pilot_s=pilot_s,
+        most_s=max(pilot_s, measure.budget_s) if measure.half_width else pilot_s,
+    )
+
+
+def _content(spec: Mapping[str, Any]) -> str:
+    """Return what decides the stored bytes of the weights: exporters store the same tensors transposed or not."""
+    return repr({key: value for key, value in spec.items() if key not in ("opset", "attention_mask", "rope_theta")})

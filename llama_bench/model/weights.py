@@ -1,0 +1,81 @@
+"""Seeded weights: every tensor is drawn from its own name, so it has the same bytes on every node and version."""
+
+from __future__ import annotations
+
+import functools
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from llama_bench.model.inputs import philox
+from llama_bench.sweep import Model
+
+STANDARD_DEVIATION = 0.02  # LlamaConfig.initializer_range
+NORM_SPREAD = 0.1  # norm weights are 1 ± this: all ones would let passes and engines drop or share them
+CHUNK = 1 << 20  # raw 64-bit words at a time, four values each: 16 MiB of float32
+
+
+def shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its Hugging Face name (`state_dict` of `LlamaForCausalLM`).
+
+    A tied `lm_head` has no parameter of its own.
+    """
+    hidden, intermediate = model.hidden_size, model.intermediate_size
+    kv = model.kv_heads * model.head_dim
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
+    for i in range(model.num_hidden_layers):
+        layer = f"model.layers.{i}."
+        for name, rows, columns, bias in (
+            ("self_attn.q_proj", hidden, hidden, model.attention_bias),
+            ("self_attn.k_proj", kv, hidden, model.attention_bias),
+            ("self_attn.v_proj", kv, hidden, model.attention_bias),
+            ("self_attn.o_proj", hidden, hidden, model.attention_bias),
+            ("mlp.gate_proj", intermediate, hidden, model.mlp_bias),
+            ("mlp.up_proj", intermediate, hidden, model.mlp_bias),
+            ("mlp.down_proj", hidden, intermediate, model.mlp_bias),
+        ):
+            found[f"{layer}{name}.weight"] = (rows, columns)
+            if bias:
+                found[f"{layer}{name}.bias"] = (rows,)
+        found[f"{layer}input_layernorm.weight"] = (hidden,)
+        found[f"{layer}post_attention_layernorm.weight"] = (hidden,)
+    found["model.norm.weight"] = (hidden,)
+    if model.head == "lm" and not model.tie_word_embeddings:
+        found["lm_head.weight"] = (model.vocab_size, hidden)
+    return found
+
+
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of all parameters in fp32, tied ones once."""
+    return 4 * sum(math.prod(shape) for shape in shapes(model).values())
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the float32 values of the parameter `name`: N(0, 0.02), norm weights 1 + N(0, 0.1).
+
+    Every 16 bits of the raw stream choose one of 65,536 equally likely normal quantiles. The largest is 4.3 standard
+    deviations out, which loses nothing that a timing or an accuracy could see, and needs no algorithm that another
+    version of numpy may do differently.
+    """
+    is_norm = name.endswith("norm.weight")
+    table = quantiles() * np.float32(NORM_SPREAD if is_norm else STANDARD_DEVIATION)
+    if is_norm:
+        table += np.float32(1)
+    values = np.empty(math.prod(shape), dtype=np.float32)
+    bits = philox(f"{name}/{seed}")
+    for start in range(0, values.size, 4 * CHUNK):
+        part = values[start : start + 4 * CHUNK]
+        words = bits.random_raw(-(-part.size // 4)).astype("<u8", copy=False)
+        np.take(table, words.view("<u2")[: part.size], out=part, mode="clip")  # "clip": no bounds check, no copy
+    return values.reshape(shape)
+
+
+@functools.cache
+def quantiles() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the 65,536 quantiles of N(0, 1) at (i + 0.5) / 65536, float32."""
+    inverse = NormalDist().inv_cdf
+    table = np.array([inverse((i + 0.5) / 65536) for i in range(65536)], dtype=np.float32)
+    table.setflags(write=False)
+    return table

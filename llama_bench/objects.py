@@ -1,0 +1,235 @@
+"""Bytes under keys, in a local folder or an object store, and in one line what went wrong there. Around obstore."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+
+from llama_bench.errors import InputError, WorkError, nearest
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+SCHEMES = {
+    "s3": "Amazon S3 and what speaks its protocol",
+    "gs": "Google Cloud Storage",
+    "az": "Azure Blob Storage",
+    "abfs": "Azure Data Lake",
+    "abfss": "Azure Data Lake over TLS",
+    "file": "a local folder",
+    "memory": "this process, for as long as it lives",
+}
+"""What a store's URI may begin with; a path without a scheme is a local folder."""
+
+FAILURES = (BaseError, OSError)
+"""What obstore and the file system raise."""
+
+CHUNK = 8 << 20
+"""Bytes a part of a large upload or download: S3 wants at least 5 MB and at most 10,000 parts."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Objects:
+    """Bytes under keys (`a/b/c`) in a local folder or an object store; `root` is the folder, or None.
+
+    Every method raises WorkError, naming the store, when it cannot do its work.
+    """
+
+    def __init__(self, uri: str | Path, *, write: bool) -> None:
+        self._objects, self.root, self.uri = open_place(uri, write)
+        self.label = shown(self.uri)
+
+    def put(self, key: str, data: bytes | memoryview, *, create: bool = True) -> bool:
+        """Write `data` under `key`; with `create`, return False and change nothing when the key exists."""
+        with self.guard(f"writing {key}", len(data)):
+            try:
+                obstore.put(self._objects, key, data, mode="create" if create else "overwrite")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        """Return what is under `key`; WorkError when there is nothing."""
+        with self.guard(f"reading {key}"):
+            return bytes(obstore.get(self._objects, key).bytes())
+
+    def chunks(self, key: str) -> Iterator[memoryview]:
+        """Yield what is under `key` in pieces of a few megabytes."""
+        with self.guard(f"reading {key}"):
+            for chunk in obstore.get(self._objects, key).stream(min_chunk_size=CHUNK):
+                yield memoryview(chunk)
+
+    def tail(self, key: str, length: int) -> bytes:
+        """Return the last `length` bytes under `key` (all of them when there are fewer); FileNotFoundError."""
+        size = self.length(key)
+        if size is None:
+            raise FileNotFoundError(key)
+        with self.guard(f"reading {key}"):
+            return bytes(obstore.get_range(self._objects, key, start=max(0, size - length), end=size))
+
+    def length(self, key: str) -> int | None:
+        """Return the bytes under `key`, or None when there is no such key."""
+        with self.guard(f"looking for {key}"):
+            try:
+                return obstore.head(self._objects, key)["size"]
+            except FileNotFoundError:
+                return None
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return every key in the folder `prefix` (`""`: in the store), sorted."""
+        return sorted(meta["path"] for meta in self.list(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly in `prefix`, sorted."""
+        with self.guard(f"listing {prefix}"):
+            found = obstore.list_with_delimiter(self._objects, prefix or None)["common_prefixes"]
+        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete `keys`; one that is gone already is no error."""
+        for key in keys:
+            with self.guard(f"deleting {key}"):
+                try:
+                    obstore.delete(self._objects, key)
+                except FileNotFoundError:
+                    continue
+
+    def size(self, prefix: str) -> int:
+        """Return the bytes of all keys in the folder `prefix`."""
+        return sum(meta["size"] for meta in self.list(prefix))
+
+    def free_bytes(self) -> int | None:
+        """Return the room left in a local store; None for an object store."""
+        return None if self.root is None else shutil.disk_usage(self.root).free
+
+    def url(self, key: str) -> str:
+        """Return the path or address under which other readers (polars, DuckDB) find `key`."""
+        return str(self.root / key) if self.root is not None else f"{self.uri}/{key}"
+
+    def list(self, prefix: str) -> list[ObjectMeta]:
+        with self.guard(f"listing {prefix}"):
+            found = [meta for chunk in obstore.list(self._objects, prefix or None) for meta in chunk]
+        return [meta for meta in found if not meta["path"].startswith(".")]
+
+    @contextmanager
+    def guard(self, doing: str, needed: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            raise failure(error, self.uri, doing, needed) from error
+
+
+def open_place(uri: str | Path, write: bool) -> tuple[ObjectStore, Path | None, str]:
+    """Open `uri` and return its object store, its folder when it is local, and its normal form.
+
+    With `write`, a local folder is made and one small object is written and removed again, so that what cannot be
+    written is said before any work is done. Raises InputError: unknown scheme, no folder, not writable.
+    """
+    text = str(uri)
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    if scheme and scheme not in SCHEMES:
+        raise InputError(f"store {shown(text)}: unknown scheme {scheme!r}{nearest(scheme, SCHEMES)}")
+    if scheme in ("", "file"):
+        root = Path(unquote(urlsplit(text).path) if scheme else text).expanduser().absolute()
+        _check_folder(root, write)
+        objects: ObjectStore = LocalStore(root)
+        normal = str(root)
+    else:
+        _refuse_credentials(text)
+        root, normal = None, text.rstrip("/")
+        objects = MemoryStore() if scheme == "memory" else _remote(text)
+    if write:
+        _try_to_write(objects, normal)
+    return objects, root, normal
+
+
+def _refuse_credentials(uri: str) -> None:
+    """Refuse passwords and signatures in `uri`: it is recorded and printed, so they would be too."""
+    parts = urlsplit(uri)
+    if ":" in parts.netloc.rpartition("@")[0] or parts.query:
+        raise InputError(
+            f"store {shown(uri)}: credentials and options do not belong in the address; "
+            "set them in the environment (AWS_ACCESS_KEY_ID, AWS_REGION, …)"
+        )
+
+
+def _remote(uri: str) -> ObjectStore:
+    try:
+        # A weight of several hundred megabytes takes longer than the default half minute; a wrong host should not.
+        return from_url(
+            uri,
+            client_options={"timeout": "10 minutes", "connect_timeout": "10 seconds"},
+            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+        )
+    except (*FAILURES, ValueError) as error:
+        raise InputError(f"store {shown(uri)} cannot be opened: {first_line(error)}") from None
+
+
+def _check_folder(root: Path, write: bool) -> None:
+    there = next(parent for parent in (root, *root.parents) if parent.exists() or parent.is_symlink())
+    if not there.is_dir():
+        raise InputError(f"store {root} cannot be {'written' if write else 'read'}: {there} is a file, not a folder")
+    if write:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"store {root} cannot be written: {error.strerror or error}") from None
+    elif there != root:
+        raise InputError(f"{root}: no such folder")
+
+
+def _try_to_write(objects: ObjectStore, uri: str) -> None:
+    key = f".writable-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        obstore.put(objects, key, b"", mode="create")
+        obstore.delete(objects, key)
+    except FAILURES as error:
+        raise InputError(f"store {shown(uri)} cannot be written: {reason(error)}") from None
+
+
+def failure(error: BaseException, place: str, doing: str, needed: int = 0) -> WorkError:
+    """Return the WorkError for `error`, raised at `place` while `doing`; `needed` is the bytes that had to fit."""
+    if error_number(error) in _NO_ROOM:
+        wanted = f" ({needed:,} bytes needed)" if needed else ""
+        return WorkError(f"store {shown(place)} has no room left while {doing}{wanted}: {reason(error)}")
+    return WorkError(f"store {shown(place)}: {doing} failed: {reason(error)}")
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the operating system's error number, which obstore gives in its text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def reason(error: BaseException) -> str:
+    """Return why `error` happened: the operating system's own words where it was asked, else its first line."""
+    number = error_number(error)
+    return os.strerror(number) if number is not None else first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text without credentials (obstore adds its debug output below it)."""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def shown(text: str) -> str:
+    """Return `text` without what may be secret in its addresses: user and password, and everything behind a `?`."""
+    text = re.sub(r"(?<=://)[^/\s@]*:[^/\s@]*@", "", text)
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", text)

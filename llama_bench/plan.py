@@ -1,0 +1,162 @@
+"""From a sweep to a plan: artifacts to build (a DAG that shares prefixes) and cells to measure. Pure, no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_bench.sweep import CONTROL as CONTROL
+from llama_bench.sweep import Model, Recipe, Sweep, Target, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One thing to build: an export, or one pass applied to its parent.
+
+    `id` hashes everything that shapes the bytes: the spec, the parent's id and the versions of code and libraries.
+    """
+
+    id: str
+    kind: Literal["export", "pass"]
+    parent: str | None
+    spec: Mapping[str, Any]
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A recipe inside a cell; `control` is the baseline a second time under another name."""
+
+    name: str
+    recipe: Recipe
+    variant: str
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """model × workload × target; its arms are compared only inside it.
+
+    `id` hashes what is timed and how; the model's name is not part of it. `reference` is the id of the export, which
+    keeps torch's outputs.
+    """
+
+    id: str
+    model: Model
+    workload_name: str
+    workload: Workload
+    target_name: str
+    target: Target
+    arms: tuple[Arm, ...]
+    baseline: str
+    reference: str
+
+    @property
+    def label(self) -> str:
+        """The cell in words: `h512-a4-l2/prefill/B`."""
+        return f"{self.model.label}/{self.workload_name}/{self.target_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Artifacts by id, parents first, and the cells in the order in which they are measured."""
+
+    sweep: Sweep
+    artifacts: Mapping[str, Artifact]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the cells of one model and workload share on every target."""
+
+    model: Model
+    workload_name: str
+    export: str
+    arms: tuple[Arm, ...]
+    identity: Mapping[str, Any]
+
+
+def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
+    """Plan `sweep`: every artifact that its cells need, each once, and every cell with its arms.
+
+    `versions` maps a stage (`export`, or a pass family) to what shapes its output besides the spec (library versions,
+    a hash of our own code).
+    """
+    planner = _Planner(sweep, versions)
+    shared = [planner.measured(model, workload_name) for model in sweep.models for workload_name in sweep.workloads]
+    measure = sweep.measure.model_dump()
+    cells = []
+    for target_name, target in sweep.targets.items():
+        target_spec = {target_name: target.model_dump()}
+        for part in shared:
+            cells.append(
+                Cell(
+                    digest("cell", {**part.identity, "target": target_spec, "measure": measure}),
+                    part.model,
+                    part.workload_name,
+                    sweep.workloads[part.workload_name],
+                    target_name,
+                    target,
+                    part.arms,
+                    sweep.measure.baseline,
+                    part.export,
+                )
+            )
+    return Plan(sweep, planner.artifacts, tuple(cells))
+
+
+class _Planner:
+    """Holds the artifacts found so far and the parts' specs, each written down once for thousands of variants."""
+
+    def __init__(self, sweep: Sweep, versions: Mapping[str, str]) -> None:
+        self.sweep = sweep
+        self.versions = versions
+        self.artifacts: dict[str, Artifact] = {}
+        self.workloads = {name: workload.model_dump() for name, workload in sweep.workloads.items()}
+        self.recipes = {name: digest(recipe.model_dump()) for name, recipe in sweep.recipes.items()}
+        self.children: dict[tuple[str, str, str], str] = {}  # (parent, family, pass) → id
+
+    def measured(self, model: Model, workload_name: str) -> _Measured:
+        spec = model.model_dump(exclude={"name"})
+        export = self._export(model, spec, workload_name)
+        where = f"{model.label}/{workload_name}"
+        arms = [Arm(name, recipe, self._variant(export, recipe, where)) for name, recipe in self.sweep.recipes.items()]
+        base = next(arm for arm in arms if arm.name == self.sweep.measure.baseline)
+        identity = {
+            "model": spec,
+            "workload": {workload_name: self.workloads[workload_name]},
+            "export": export,
+            "arms": {arm.name: [arm.variant, self.recipes[arm.name]] for arm in arms},
+        }
+        control = Arm(CONTROL, base.recipe, base.variant, control=True)
+        return _Measured(model, workload_name, export, (*arms, control), identity)
+
+    def _export(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
+        workload = self.sweep.workloads[workload_name]
+        spec = {"model": model_spec, "workload": self.workloads[workload_name]}
+        label = f"export {model.label} {workload.kind} {workload.batch}x{workload.sequence}"
+        artifact = Artifact(digest("export", spec, self.versions.get("export", "")), "export", None, spec, label)
+        return self.artifacts.setdefault(artifact.id, artifact).id
+
+    def _variant(self, export: str, recipe: Recipe, where: str) -> str:
+        """Return the id of the last of `recipe`'s artifacts; those that other recipes already made are shared."""
+        parent = export
+        for step in recipe.passes:
+            key = (parent, step.family, step.name)
+            if key not in self.children:
+                spec = {"family": step.family, "name": step.name}
+                name = digest(parent, spec, self.versions.get(step.family, ""))
+                self.artifacts[name] = Artifact(name, "pass", parent, spec, f"{step.label} on {where}")
+                self.children[key] = name
+            parent = self.children[key]
+        return parent
+
+
+def digest(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that identify `parts` (what JSON can write, keys in any order; else TypeError)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

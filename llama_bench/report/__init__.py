@@ -1,0 +1,100 @@
+"""Reports: tables, charts and one page, from the results of a run to files that need nothing else to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_bench.errors import InputError, WorkError
+
+
+def write_report(path: str, out: Path | None = None) -> list[Path]:
+    """Write the report of the run at `path` and return its files, the page and the tables first.
+
+    `path` is a run, or a sweep or store whose newest run is meant. The files go into `out`, or into the run's own
+    `report` folder: report.html (everything), report.md (answer and tables), charts/*.svg and charts/*.png.
+
+    Raises InputError for what is no result, and when `out` is missing for a run in an object store; WorkError when
+    the files cannot be written.
+    """
+    from llama_bench import results
+    from llama_bench.stats import views
+
+    store, run = results.locate(path)
+    if out is None:
+        if store.root is None:
+            raise InputError(f"{path} is in an object store: say where the report goes, with --out FOLDER")
+        out = store.root / run / "report"
+    return write(views.load(path), out)
+
+
+def write(frames: Any, out: Path) -> list[Path]:
+    """Write the report of `frames` (:class:`llama_bench.stats.views.Frames`) into the folder `out`."""
+    from llama_bench.report import charts, page, tables
+
+    run = frames.run
+    speedups = frames.speedups.collect()
+    answers = [*tables.answer(speedups, run)]
+    failed = tables.failures(frames.failures.collect())
+    sections: list[tuple[str, Sequence[tables.Table]]] = [
+        ("Results", tables.results(speedups, run)),
+        ("Failures", [failed] if failed else []),
+        ("Where the time went", [tables.breakdown(frames.pieces.collect())]),
+    ]
+    title, facts = f"Sweep {run['sweep']['name']}", _facts(run)
+    drawn = [(chart, chart.svg()) for chart in charts.charts(speedups, run)]
+    files: dict[str, str | bytes] = {
+        "report.html": page.page(title, answers, sections, [(svg, chart.caption) for chart, svg in drawn], facts),
+        "report.md": _markdown(title, answers, sections, facts),
+    }
+    for chart, svg in drawn:
+        files[f"charts/{chart.name}.svg"] = svg
+        files[f"charts/{chart.name}.png"] = charts.png(svg)
+    return [_write(out / name, content) for name, content in files.items()]
+
+
+def _markdown(
+    title: str, answers: Sequence[str], sections: Sequence[tuple[str, Sequence[Any]]], facts: Sequence[str]
+) -> str:
+    from llama_bench.report.tables import escape, markdown
+
+    parts = [f"# {escape(title)}", *map(escape, answers)]
+    for heading, tables in sections:
+        if tables:
+            parts += [f"## {heading}", *(markdown(table).rstrip() for table in tables)]
+    parts += ["## This run", "\n".join(f"* {escape(fact)}" for fact in facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(run: Mapping[str, Any]) -> list[str]:
+    """What the run was: when, by which code and libraries, on which nodes."""
+    measure = run["sweep"]["measure"]
+    facts = [
+        f"Started {run.get('created_at', 'at an unknown time')}; fingerprint {run.get('fingerprint', 'unknown')}",
+        f"{measure['restarts']} pilot restarts × {measure['blocks']} blocks × {measure['runs']} runs an arm; "
+        f"seed {measure['seed']}",
+    ]
+    if versions := run.get("versions"):
+        facts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
+    facts += [f"Node: {_node(machine)}" for machine in run.get("machines") or []]
+    return facts
+
+
+def _node(facts: Mapping[str, Any]) -> str:
+    """One node in words, from :func:`llama_bench.bench.machine.facts`."""
+    words = [str(facts[key]) for key in ("hostname", "cpu") if facts.get(key)]
+    if cores := facts.get("physical_cores"):
+        words.append(f"{cores} physical cores")
+    if memory := facts.get("memory_bytes"):
+        words.append(f"{memory / 2**30:.0f} GiB")
+    return ", ".join([*words, *(str(gpu.get("name", gpu)) for gpu in facts.get("gpus") or [])])
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as problem:
+        raise WorkError(f"cannot write {path}: {problem.strerror or problem}") from problem
+    return path

@@ -1,0 +1,90 @@
+"""The datasets of a run: their columns and the order of their rows. Seconds and bytes."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_T = pa.timestamp("us", tz="UTC")
+
+_CELL = [("cell", _S), ("model", _S), ("workload", _S), ("target", _S)]
+_REPLICATE = [*_CELL, ("restart", _I), ("group", _I)]
+
+# A table of columns reads better several to a line.
+# fmt: off
+SCHEMAS: dict[str, pa.Schema] = {
+    # one row a finished piece (a build, an examination of a cell's arms, a restart) and where its seconds went
+    "pieces": pa.schema(
+        [
+            ("piece", _S), ("kind", _S), *_REPLICATE, ("node", _S), ("started_at", _T), ("wall_s", _F),
+            ("start_s", _F), ("load_s", _F), ("warmup_s", _F), ("washout_s", _F), ("timed_s", _F), ("other_s", _F),
+        ]
+    ),
+    # one row a timed run
+    "timings": pa.schema(
+        [
+            *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("run_index", _I),
+            ("seconds", _F), ("pid", _I), ("process_started_at", _T),
+        ]
+    ),
+    # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs
+    "blocks": pa.schema(
+        [
+            *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("log_seconds", _F),
+            ("washout_runs", _I), ("washout_s", _F), ("timed_s", _F), ("started_at", _T), ("pid", _I),
+        ]
+    ),
+    # one row an arm of a cell: what its passes did to the graph, and what ONNX Runtime really executes
+    "variants": pa.schema(
+        [
+            *_CELL, ("recipe", _S), ("control", _B), ("variant", _S), ("passes", _S), ("engine", _S), ("class", _S),
+            ("nodes_before", _I), ("nodes_after", _I), ("nodes_changed", _I), ("histogram_difference", _S),
+            ("graph_bytes", _I), ("weight_bytes", _I), ("build_s", _F), ("changed", _B),
+            ("graph_sha256", _S), ("executed_sha256", _S), ("executed_nodes", _I), ("executed_histogram", _S),
+            ("placement_sha256", _S), ("placement", _S), ("settings_sha256", _S), ("settings", _S),
+        ]
+    ),
+    # one row an output of an arm in a restart: the timed session's answer against torch in fp32
+    "accuracy": pa.schema(
+        [
+            *_REPLICATE, ("recipe", _S), ("control", _B), ("output", _S), ("max_abs", _F), ("max_rel", _F),
+            ("nonfinite", _I), ("bound", _F), ("within_bound", _B),
+        ]
+    ),
+    # one row a ceiling of a node (a matrix product, a copy); filled where ceilings are measured
+    "ceilings": pa.schema(
+        [("node", _S), ("target", _S), ("what", _S), ("dtype", _S), ("per_second", _F), ("measured_at", _T)]
+    ),
+    # one row an arm's process in a restart: the node it ran on and how it was set up
+    "machines": pa.schema(
+        [
+            *_REPLICATE, ("recipe", _S), ("control", _B), ("pid", _I), ("process_started_at", _T), ("niceness", _I),
+            ("threads", _I), ("provider", _S), ("warmup_runs", _I), ("steady", _B), ("node", _S), ("hostname", _S),
+            ("cpu", _S), ("physical_cores", _I), ("logical_cores", _I), ("memory_bytes", _I), ("gpu", _S),
+            ("facts", _S),
+        ]
+    ),
+    # one row a failure: what failed, where, why
+    "failures": pa.schema(
+        [
+            *_REPLICATE, ("recipe", _S), ("stage", _S), ("artifact", _S), ("kind", _S), ("message", _S),
+            ("node", _S), ("at", _T),
+        ]
+    ),
+}
+# fmt: on
+"""Every dataset's columns. Seconds and bytes; columns that do not apply to a row are null."""
+
+SORT: dict[str, list[str]] = {
+    "pieces": ["kind", "cell", "restart", "group", "piece"],
+    "timings": ["cell", "restart", "group", "block", "position", "run_index"],
+    "blocks": ["cell", "restart", "group", "block", "position"],
+    "variants": ["cell", "control", "recipe"],
+    "accuracy": ["cell", "restart", "group", "control", "recipe", "output"],
+    "ceilings": ["node", "target", "what", "dtype"],
+    "machines": ["cell", "restart", "group", "control", "recipe"],
+    "failures": ["at", "cell", "artifact", "recipe"],
+}
+"""The order of the rows in each part."""

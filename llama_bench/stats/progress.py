@@ -1,0 +1,84 @@
+"""How far a cell is: which arm has which restarts, which are lost, and how many restarts its spread asks for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from llama_bench.results import finished, scan
+from llama_bench.stats.evidence import no_op
+from llama_bench.stats.ratios import name_arms, restart_ratios, stein_total
+from llama_bench.store import Store
+from llama_bench.sweep import CONTROL, Measure
+
+ONE_RESTART = "lost"
+"""`kind` of a failure that cost one restart; with every other kind the arm was given up."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """One cell's state, kept up to date by `add` and `lose` while it is measured."""
+
+    cell: str
+    baseline: str
+    next_restart: int = 0
+    restarts: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    ratios: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    restart_s: list[float] = field(default_factory=list)
+    examined: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+
+    def add(self, blocks: pl.DataFrame, seconds: Iterable[float]) -> None:
+        """Take in the rows of `blocks` of finished restarts, in their order, and the wall seconds of each."""
+        self.restart_s.extend(seconds)
+        if blocks.is_empty():
+            return
+        self.next_restart = max(self.next_restart, int(blocks["restart"].max()) + 1)  # type: ignore[arg-type]
+        counts = name_arms(blocks.lazy()).group_by("recipe").agg(pl.col("restart").n_unique()).collect()
+        for name, count in counts.iter_rows():
+            self.restarts[name] += count
+        for row in restart_ratios(blocks.lazy(), {self.cell: self.baseline}).iter_rows(named=True):
+            self.ratios[row["recipe"]].append(row["y"])
+
+    def wanted(self, measure: Measure) -> int:
+        """Return how many restarts the wanted half-width needs: the most that any arm's pilot asks for.
+
+        Controls and no-ops ask for none, since no verdict hangs on their interval; nor does an arm that is lost.
+        """
+        asking = [
+            stein_total(y[: measure.restarts], measure.half_width)
+            for name, y in self.ratios.items()
+            if measure.half_width is not None and name != CONTROL and name not in self.lost and not self._no_op(name)
+        ]
+        return max([measure.restarts, *asking])
+
+    def _no_op(self, name: str) -> bool:
+        return no_op(self.examined.get(name), self.examined.get(self.baseline), self.baseline) is not None
+
+
+def read(store: Store, run: str, cell: str, baseline: str, *, retry_failed: bool = False) -> Progress:
+    """Read a cell's progress from its parts on disk; with `retry_failed` arms given up before get another chance."""
+    frames = scan(store.url(run))
+    mine = pl.col("cell") == cell
+    progress = Progress(cell, baseline)
+    pieces = frames["pieces"].filter(mine, pl.col("kind") == "restart").sort("restart").collect()
+    progress.add(frames["blocks"].filter(mine).sort("restart").collect(), pieces["wall_s"].to_list())
+    progress.examined = {row["recipe"]: row for row in name_arms(frames["variants"].filter(mine)).collect().to_dicts()}
+    failures = frames["failures"].filter(mine, pl.col("stage") != "build").collect()
+    # a restart's number is never used twice, also when nothing of it counts
+    started = [int(stem.rpartition("-r")[2]) for stem in _restart_stems(store, run, cell)]
+    tried = failures["restart"].drop_nulls().to_list()
+    progress.next_restart = max([progress.next_restart, *(number + 1 for number in [*started, *tried])])
+    if not retry_failed:
+        given_up = failures.filter(pl.col("kind") != ONE_RESTART, pl.col("recipe").is_not_null())
+        progress.lost = set(given_up["recipe"].to_list())
+    return progress
+
+
+def _restart_stems(store: Store, run: str, cell: str) -> set[str]:
+    stems = set().union(*finished(store, run).values())
+    return {stem for stem in stems if stem.startswith(f"{cell}-r")}

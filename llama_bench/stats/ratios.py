@@ -1,0 +1,200 @@
+"""Ratios between arms, their intervals, and how many restarts a wanted half-width takes.
+
+The replicate is the restart: a fresh process of every arm. What happens inside one (blocks, slots, runs) is averaged
+before anything is compared, because a t interval over restart means keeps its promise on identical programs and
+intervals that pool blocks or runs do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from llama_bench.sweep import CONTROL
+
+LEVEL = 0.95
+"""Level of intervals that no choice among several arms stands behind: times, controls, no-ops."""
+
+POWER = 0.8
+"""Chance with which the smallest effect that an inconclusive arm reports would have been seen."""
+
+IN_ORDER = pl.QueryOptFlags(check_order_observe=False)
+"""Keep the order of groups and of their rows: polars deems it of no matter to a mean, but sums in another order differ
+in the last digit, and two reports of one run should not differ at all."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the restarts say about the mean of y, the logarithm of arm / baseline.
+
+    `sd` and `df` are the pilot's (Stein 1945), `mean` is over all `restarts`.
+    """
+
+    mean: float
+    sd: float
+    df: int
+    restarts: int
+
+    @property
+    def standard_error(self) -> float:
+        return self.sd / math.sqrt(self.restarts)
+
+    @property
+    def speedup(self) -> float:
+        """Time of the baseline / time of the arm: exp(−mean y), the ratio of geometric means."""
+        return math.exp(-self.mean)
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """Return the t interval of mean y: mean ± t(df)·sd/√restarts (Student 1908; second stage: Stein 1945)."""
+        half = t_quantile(0.5 + level / 2, self.df) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def speedup_interval(self, level: float = LEVEL) -> Interval:
+        """Return the interval of the speedup: the ends of y's interval through exp(−y), lower end first."""
+        low, high = self.interval(level)
+        return math.exp(-high), math.exp(-low)
+
+    def p_value(self) -> float:
+        """Return the two-sided p-value of "the arm is as fast as the baseline" (Student's t, the pilot's df)."""
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.df, -abs(self.mean) / self.standard_error))
+
+    def smallest_effect(self, level: float = LEVEL, power: float = POWER) -> float:
+        """Return the smallest change (0.014 is 1.4 %) that a test at `level` sees with chance `power`.
+
+        From the noncentral t distribution: the noncentrality δ with P(t > t₍level₎) = power, times the standard
+        error (Cohen 1988, chapter 2); the far tail, below 1e-6 there, is left out.
+        """
+        from scipy.special import nctdtrinc
+
+        shift = float(nctdtrinc(self.df, 1 - power, t_quantile(0.5 + level / 2, self.df)))
+        return math.expm1(shift * self.standard_error)
+
+
+def t_quantile(probability: float, df: int) -> float:
+    """Return the quantile of Student's t distribution (scipy.special.stdtrit)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, probability))
+
+
+def estimate(y: Sequence[float], pilot: int) -> Estimate:
+    """Return the mean of all of `y` with the variance and degrees of freedom of its first `pilot` values.
+
+    Stein (1945), "A two-sample test for a linear hypothesis whose power is independent of the variance": an interval
+    whose length was reached by adding replicates keeps its level only with the first stage's variance.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+    """
+    values = np.asarray(y, dtype=float)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("an interval needs at least two finite values")
+    first = values[: max(pilot, 2)]
+    return Estimate(float(values.mean()), float(first.std(ddof=1)), len(first) - 1, len(values))
+
+
+def stein_total(pilot: Sequence[float], half_width: float, level: float = LEVEL) -> int:
+    """Return how many restarts in all give mean y a half-width of at most `half_width` (0.01 is 1 % of the ratio).
+
+    Stein (1945): n = max(n₀, ⌈t²(n₀ − 1)·s²/h²⌉) from the variance s² of the n₀ values of `pilot`. Where the pilot
+    says nothing about the spread (fewer than two values, or one that is not finite) it is the pilot's own number:
+    more restarts would not mend it.
+    """
+    values = np.asarray(pilot, dtype=float)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return len(values)
+    t = t_quantile(0.5 + level / 2, len(values) - 1)
+    needed = float(values.var(ddof=1)) * (t / half_width) ** 2
+    # a hair below the ceiling, so that rounding in the last digit does not ask for one more
+    return max(len(values), math.ceil(needed * (1 - 1e-12)))
+
+
+def saved(speedup: float) -> float:
+    """Return the share of the baseline's time that is saved: 1 − arm / baseline (the study's "Speedup" column)."""
+    return 1 - 1 / speedup
+
+
+def name_arms(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Give the baseline's second run its own name in `recipe`, so that `recipe` alone tells arms apart."""
+    return rows.with_columns(
+        pl.when(pl.col("control").fill_null(False)).then(pl.lit(CONTROL)).otherwise(pl.col("recipe")).alias("recipe")
+    )
+
+
+def restart_ratios(blocks: pl.LazyFrame, baselines: Mapping[str, str]) -> pl.DataFrame:
+    """Return y of every arm and restart: columns cell, recipe, restart, y, sorted by them.
+
+    y = mean over blocks of (ln seconds of the arm − ln seconds of the baseline) in one restart and group; both sides
+    of a difference come from the same block, so drift between blocks cancels. An arm timed in several groups of one
+    restart (the control) gives the mean over its groups. `baselines` names the baseline of each cell. A value that is
+    missing or not finite makes its y NaN or infinite.
+    """
+    cells = pl.LazyFrame(
+        {"cell": list(baselines), "recipe": list(baselines.values())}, schema=dict.fromkeys(_ARM, pl.String)
+    )
+    arms = name_arms(blocks).with_columns(pl.col("log_seconds").fill_null(float("nan")))
+    slot = ["cell", "restart", "group", "block"]
+    base = arms.join(cells, on=_ARM, how="semi").select(*slot, base="log_seconds")
+    return (
+        arms.join(cells, on=_ARM, how="anti", maintain_order="left")
+        .join(base, on=slot, maintain_order="left")
+        .with_columns(y=pl.col("log_seconds") - pl.col("base"))
+        .group_by(*_ARM, "restart", "group", maintain_order=True)
+        .agg(pl.col("y").mean())
+        .group_by(*_ARM, "restart", maintain_order=True)
+        .agg(pl.col("y").mean())
+        .sort(*_ARM, "restart")
+        .collect(optimizations=IN_ORDER)
+    )
+
+
+def arm_times(timings: pl.LazyFrame) -> pl.DataFrame:
+    """Return one row an arm: its restarts, runs and unusable runs, and its times in seconds.
+
+    mean_s, median_s and p90_s (linear between neighbours) are over all timed runs. `time_s` is the geometric mean:
+    exp of the mean over restarts of the mean of ln(seconds); time_low_s and time_high_s are the ends of its 95 % t
+    interval over restarts (null for one restart). `unusable` counts runs whose seconds are missing, not finite or not
+    positive; an arm with such a run has no times, rather than times of the runs that happened to work.
+    """
+    seconds = pl.col("seconds")
+    usable = (seconds.is_finite() & (seconds > 0)).fill_null(False)
+    runs = name_arms(timings).with_columns(usable=usable)
+    over_runs = runs.group_by(*_ARM, maintain_order=True).agg(
+        runs=pl.len(),
+        unusable=(~pl.col("usable")).sum(),
+        mean_s=seconds.mean(),
+        median_s=seconds.median(),
+        p90_s=seconds.quantile(0.9, "linear"),
+    )
+    over_restarts = (
+        runs.group_by(*_ARM, "restart", maintain_order=True)
+        .agg(mean=seconds.log().mean())
+        .group_by(*_ARM, maintain_order=True)
+        .agg(restarts=pl.len(), mean=pl.col("mean").mean(), sd=pl.col("mean").std())
+    )
+    table = over_runs.join(over_restarts, on=_ARM).sort(*_ARM).collect(optimizations=IN_ORDER)
+    restarts = table["restarts"].to_list()
+    t = pl.Series("t", [t_quantile(0.5 + LEVEL / 2, n - 1) if n > 1 else None for n in restarts], dtype=pl.Float64)
+    half = pl.col("t") * pl.col("sd") / pl.col("restarts").sqrt()
+    table = table.with_columns(t).with_columns(
+        time_s=pl.col("mean").exp(), time_low_s=(pl.col("mean") - half).exp(), time_high_s=(pl.col("mean") + half).exp()
+    )
+    times = ["mean_s", "median_s", "p90_s", "time_s", "time_low_s", "time_high_s"]
+    return table.select(
+        *_ARM,
+        "restarts",
+        "runs",
+        "unusable",
+        *(pl.when(pl.col("unusable") == 0).then(pl.col(c)).alias(c) for c in times),
+    )
+
+
+_ARM = ["cell", "recipe"]

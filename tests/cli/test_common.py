@@ -1,0 +1,30 @@
+"""Numbers for people."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_bench.cli.common import duration, size
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_850_000_000, "1.9 GB"), (147e6, "147 MB"), (5e15, "5000 TB")],
+)
+def test_bytes_have_two_or_three_digits(number: float, text: str) -> None:
+    assert size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0034, "3.4 ms"),
+        (4.2, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (80, "1 min 20 s"),
+        (5400, "1 h 30 min"),
+    ],
+)
+def test_seconds_are_said_in_the_unit_people_would_take(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,217 @@
+"""Settings are explicit and comparable; a session runs where it should, on bound buffers, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from llama_bench.engines.onnxruntime import (
+    TimedSession,
+    check_installation,
+    session_options,
+    settings,
+    settings_sha256,
+)
+from llama_bench.errors import InputError, WorkError
+from llama_bench.sweep import Session, Target
+
+CPU = Target(tag="bench_cpu", threads=2)
+CUDA = Target(tag="bench_gpu", provider="CUDAExecutionProvider")
+X = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
+W = np.random.default_rng(2).normal(size=(16, 16)).astype(np.float32)
+
+
+def has_gpu() -> bool:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount())
+    except Exception:
+        return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model in a folder: y = x·w + 1, and the rows of y that `keep` says."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        tiny (float[4,16] x, int64[2] keep) => (float[4,16] y, float[2,16] kept) {
+            product = MatMul(x, w)
+            one = Constant<value = float {1.0}>()
+            y = Add(product, one)
+            kept = Gather<axis = 0>(y, keep)
+        }
+        """
+    )
+    model.graph.initializer.append(numpy_helper.from_array(W, "w"))
+    onnx.save_model(model, str(tmp_path / "model.onnx"))
+    return tmp_path
+
+
+def inputs() -> dict[str, np.ndarray]:
+    return {"x": X, "keep": np.array([3, 1])}
+
+
+@pytest.mark.parametrize("target", [CPU, CUDA])
+def test_equal_arms_have_equal_settings_that_json_can_hold(target: Target) -> None:
+    first, second = settings(Session(), target, 8), settings(Session(), target, 8)
+    assert first == second == json.loads(json.dumps(first))
+    assert settings_sha256(first) == settings_sha256(dict(reversed(list(second.items()))))
+    assert first["intra_op_num_threads"] == (target.threads or 8)
+    assert first["config"]["session.force_spinning_stop"] == "1"
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        Session(tf32=False),
+        Session(cuda_graph=True),
+        Session(io="host"),
+        Session(optimization_level="disable"),
+        Session(provider_options={"prefer_nhwc": True}),
+        Session(config={"session.intra_op.allow_spinning": "0"}),
+    ],
+)
+def test_every_option_of_an_idea_shows_in_the_settings_on_cuda(session: Session) -> None:
+    plain = settings(Session(), CUDA, 8)
+    assert settings_sha256(settings(session, CUDA, 8)) != settings_sha256(plain)
+    assert settings_sha256(settings(Session(), CUDA, 4)) != settings_sha256(plain)
+
+
+def test_options_that_only_cuda_has_make_no_difference_on_a_cpu() -> None:
+    assert settings(Session(tf32=False, cuda_graph=True), CPU, 8) == settings(Session(), CPU, 8)
+    assert settings(Session(), CPU, 8)["provider_options"] == {}
+
+
+def test_the_same_option_written_out_is_the_same_setting() -> None:
+    assert settings(Session(provider_options={"prefer_nhwc": False}), CUDA, 8) == settings(Session(), CUDA, 8)
+    with pytest.raises(InputError, match="'use_tf32' has a key of its own in a recipe's session: 'tf32'"):
+        settings(Session(provider_options={"use_tf32": False}), CUDA, 8)
+
+
+@pytest.mark.parametrize("level", ["disable", "basic", "extended", "layout", "all"])
+def test_onnx_runtime_gets_what_the_settings_say(level: str) -> None:
+    chosen = settings(Session(optimization_level=level, config={"session.use_env_allocators": "0"}), CPU, 8)
+    options = session_options(chosen)
+    assert level in options.graph_optimization_level.name.lower()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    for key, value in chosen["config"].items():
+        assert options.get_session_config_entry(key) == value
+
+
+@pytest.mark.parametrize("io", ["device", "host"])
+def test_a_session_gives_the_right_outputs_of_its_last_run(folder: Path, io: str) -> None:
+    given = inputs()
+    session = TimedSession(folder, settings(Session(io=io), CPU, 1), {**given, "unused": X})
+    assert session.providers == ["CPUExecutionProvider"]
+    with pytest.raises(WorkError, match="before the first run"):
+        session.outputs()
+    session.run()
+    first = session.outputs()
+    assert list(first) == ["y", "kept"]
+    np.testing.assert_allclose(first["y"], X @ W + 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(first["kept"], first["y"][[3, 1]])
+
+    kept = first["y"].copy()
+    given["x"] *= 0  # on the CPU the bound input is the caller's array
+    session.run()
+    given["x"] += np.float32(1)
+    np.testing.assert_array_equal(first["y"], kept)
+    assert (session.outputs()["y"] == 1).all()
+
+
+def test_bound_outputs_are_written_into_the_same_memory_in_every_run(folder: Path) -> None:
+    session = TimedSession(folder, settings(Session(), CPU, 1), inputs())
+    values = []  # held, so that a new buffer could not have an old one's address
+    for _ in range(3):
+        session.run()
+        values.append(list(session._binding.get_outputs()))
+    first, *others = [[value.data_ptr() for value in run] for run in values]
+    assert others == [first, first]
+
+
+def test_shapes_that_the_graph_does_not_say_are_bound_after_a_first_run(folder: Path) -> None:
+    model = onnx.load(str(folder / "model.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = f"rows_of_{value.name}"
+    onnx.save_model(model, str(folder / "model.onnx"))
+    session = TimedSession(folder, settings(Session(), CPU, 1), inputs())
+    session.run()
+    before = list(session._binding.get_outputs())
+    session.run()
+    assert [value.data_ptr() for value in before] == [value.data_ptr() for value in session._binding.get_outputs()]
+    np.testing.assert_allclose(session.outputs()["y"], X @ W + 1, rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_that_is_not_given_is_named(folder: Path) -> None:
+    with pytest.raises(WorkError, match="wants an input 'keep'"):
+        TimedSession(folder, settings(Session(), CPU, 1), {"x": X})
+
+
+def test_a_model_that_cannot_be_loaded_or_run_is_an_error_of_one_line(folder: Path) -> None:
+    given = inputs() | {"keep": np.array([3, 99])}
+    with pytest.raises(WorkError, match="failed while running") as error:
+        TimedSession(folder, settings(Session(io="host"), CPU, 1), given).run()
+    assert "\n" not in str(error.value)
+    (folder / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(WorkError, match=r"cannot load .*model\.onnx") as error:
+        TimedSession(folder, settings(Session(), CPU, 1), given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_provider_that_this_build_lacks_is_named(folder: Path) -> None:
+    target = Target(tag="bench_cpu", provider="NoSuchExecutionProvider")
+    with pytest.raises(WorkError, match="this build of ONNX Runtime has no NoSuchExecutionProvider"):
+        TimedSession(folder, settings(Session(), target, 1), inputs())
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="a CPU build")
+def test_a_gpu_session_without_a_gpu_says_what_is_missing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkError, match="fell back to CPUExecutionProvider: CUDAExecutionProvider ") as error:
+        TimedSession(folder, settings(Session(), CUDA, 1), inputs())
+    assert "needs the library lib" in str(error.value) or "found no device" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
+@pytest.mark.parametrize("session", [Session(), Session(tf32=False), Session(cuda_graph=True), Session(io="host")])
+def test_a_gpu_session_runs_on_the_gpu(folder: Path, session: Session) -> None:
+    timed = TimedSession(folder, settings(session, CUDA, 1), inputs())
+    assert timed.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    for _ in range(3):
+        timed.run()
+    bound = 2e-2 if session.tf32 else 1e-4
+    np.testing.assert_allclose(timed.outputs()["y"], X @ W + 1, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"onnxruntime", "onnxruntime-gpu"}, "both installed and overwrite each other's files"),
+        (set(), "ONNX Runtime is not installed"),
+    ],
+)
+def test_two_builds_of_onnx_runtime_or_none_are_refused(names: set[str], message: str) -> None:
+    def installed(name: str) -> str:
+        if name not in names:
+            raise metadata.PackageNotFoundError(name)
+        return "1.31.1"
+
+    with pytest.raises(InputError, match=message):
+        check_installation(installed)
+
+
+def test_the_installation_that_runs_these_tests_is_accepted() -> None:
+    check_installation()

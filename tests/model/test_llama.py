@@ -1,0 +1,144 @@
+"""The network against Hugging Face's own, on the same weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llama_bench.model import llama, weights
+from llama_bench.model.inputs import input_names, make_inputs, output_names
+from llama_bench.sweep import Model, Workload
+
+VARIANTS = {
+    "multi-head": {},
+    "grouped": {"num_key_value_heads": 2},
+    "one KV head": {"num_key_value_heads": 1},
+    "biased": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "masked": {"attention_mask": True},
+    "other base and eps": {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
+}
+
+CONFIG = [
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+]
+
+
+def hugging_face(model: Model, network: llama.Llama) -> torch.nn.Module:
+    """Return transformers' model with the weights of `network`, loaded by name without a missing or extra one."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        **{name: getattr(model, name) for name in CONFIG},
+        num_key_value_heads=model.kv_heads,
+        attn_implementation="eager",
+    )
+    theirs = transformers.LlamaForCausalLM(config) if model.head == "lm" else transformers.LlamaModel(config)
+    prefix = "" if model.head == "lm" else "model."
+    theirs.load_state_dict({name.removeprefix(prefix): value for name, value in network.state_dict().items()})
+    return theirs.eval()
+
+
+def their_outputs(theirs: torch.nn.Module, **inputs: torch.Tensor) -> list[np.ndarray]:
+    with torch.inference_mode():
+        out = theirs(**inputs, use_cache=True)
+    first = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    kept = [part for layer in out.past_key_values.layers for part in (layer.keys, layer.values)]
+    return [tensor.numpy() for tensor in (first, *kept)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head", ["lm", "none"])
+def test_outputs_agree_with_hugging_face_on_the_same_weights(tiny, variant, head):
+    model = tiny(head=head, **VARIANTS[variant])
+    workload = Workload(batch=2, sequence=12, outputs="logits" if head == "lm" else "hidden")
+    network = llama.build(model, workload)
+    ours = llama.run(network, model, workload)
+    inputs = {name: torch.from_numpy(array) for name, array in make_inputs(model, workload).items()}
+    theirs = their_outputs(hugging_face(model, network), **inputs)
+    assert list(ours) == output_names(model, workload)
+    for (name, mine), other in zip(ours.items(), theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-4, err_msg=name)
+        assert np.abs(mine).max() > 1e-2, f"{name} is so small that anything would agree"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_padded_batches_agree_with_hugging_face_where_there_are_tokens(tiny, side, kv_heads):
+    model = tiny(attention_mask=True, num_key_value_heads=kv_heads)
+    workload = Workload(batch=2, sequence=10)
+    network = llama.build(model, workload)
+    inputs = {name: torch.from_numpy(array) for name, array in make_inputs(model, workload).items()}
+    padding = slice(0, 4) if side == "left" else slice(6, 10)
+    inputs["attention_mask"][1, padding] = 0
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        ours = network(*(inputs[name] for name in input_names(model)))
+    theirs = their_outputs(hugging_face(model, network), **inputs)
+    tokens = inputs["attention_mask"].numpy().astype(bool)
+    assert all(torch.isfinite(tensor).all() for tensor in ours)
+    np.testing.assert_allclose(ours[0].numpy()[tokens], theirs[0][tokens], rtol=0, atol=1e-4)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        seen = mine.numpy().transpose(0, 2, 1, 3)[tokens], other.transpose(0, 2, 1, 3)[tokens]
+        np.testing.assert_allclose(*seen, rtol=0, atol=1e-4)
+
+
+def test_padding_is_not_seen_by_the_tokens(tiny):
+    model = tiny(attention_mask=True)
+    network = llama.build(model, Workload(sequence=8))
+    ids, mask, positions = (
+        torch.from_numpy(array)
+        for array in (make_inputs(model, Workload(sequence=8))[name] for name in input_names(model))
+    )
+    mask[:, :3] = 0
+    other = ids.clone()
+    other[:, :3] = (ids[:, :3] + 1) % model.vocab_size
+    with torch.inference_mode():
+        first, second = network(ids, mask, positions)[0], network(other, mask, positions)[0]
+    torch.testing.assert_close(first[:, 3:], second[:, 3:], rtol=0, atol=0)
+    assert (first[:, :3] != second[:, :3]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masked_scores_survive_every_float_type(dtype):
+    allowed = torch.tensor([[True, True, False], [False, False, False]])
+    probabilities = torch.softmax(torch.zeros(2, 3, dtype=dtype) + llama.additive(allowed).to(dtype), dim=-1)
+    assert torch.isfinite(probabilities).all()
+    assert probabilities[0, 2] == 0
+
+
+def test_the_last_logits_are_those_of_the_last_token(tiny):
+    model = tiny()
+    everything = llama.reference(model, Workload(batch=2, sequence=6))
+    last = llama.reference(model, Workload(batch=2, sequence=6, outputs="last_logits"))
+    assert last["logits"].shape == (2, 1, model.vocab_size)
+    np.testing.assert_allclose(last["logits"], everything["logits"][:, -1:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS)
+def test_weight_bytes_count_every_parameter_once(tiny, changed):
+    model = tiny(**changed)
+    network = llama.build(model, Workload(sequence=4))
+    assert weights.weight_bytes(model) == sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def test_a_tied_head_shares_the_memory_of_the_embedding(tiny):
+    network = llama.build(tiny(tie_word_embeddings=True), Workload(sequence=4))
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+
+
+def test_parameters_hold_the_seeded_weights(tiny):
+    model = tiny(seed=5)
+    drawn = weights.draw("model.norm.weight", (32,), 5)
+    np.testing.assert_array_equal(llama.build(model, Workload(sequence=4)).state_dict()["model.norm.weight"], drawn)

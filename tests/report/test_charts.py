@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import re
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llama_bench.report import charts
+from llama_bench.stats.speedups import speedups
+
+
+def drawn(world: Any) -> dict[str, charts.Chart]:
+    return {chart.name: chart for chart in charts.charts(speedups(world.run, world.datasets()), world.run)}
+
+
+def values(chart: charts.Chart) -> list[dict[str, Any]]:
+    [data] = chart.spec["datasets"].values()
+    return list(data)
+
+
+def test_every_recipe_and_target_has_its_figure_of_time_against_size(synthetic: ModuleType) -> None:
+    Truth = synthetic.Truth
+    targets = {"A": "CUDAExecutionProvider", "B": "CPUExecutionProvider"}
+    recipes = {"fast": Truth(0.8, executed="aa"), "idle": Truth(), "broken": Truth(failure="no")}
+    found = drawn(synthetic.world(recipes, sizes=(512, 1024), targets=targets))
+    assert list(found) == [
+        "speedups-A", "time-A-fast", "time-A-idle", "speedups-B", "time-B-fast", "time-B-idle",
+    ]  # fmt: skip
+    points = values(found["time-B-fast"])
+    assert {(point["arm"], point["hidden"]) for point in points} == {
+        (arm, size) for arm in ("original", "fast") for size in (512, 1024)
+    }
+    assert all(point["low"] < point["time"] < point["high"] for point in points)
+    assert "512: faster 1.2" in found["time-B-fast"].caption
+    assert "no-op" in found["time-B-idle"].caption
+
+
+def test_a_chart_is_drawn_as_svg_and_png_with_names_escaped(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(512,))
+    table = speedups(world.run, world.datasets())
+    renamed = table.with_columns(recipe=table["recipe"].replace("fast", "<script>&"))
+    for chart in charts.charts(renamed, world.run):
+        assert re.fullmatch(r"[A-Za-z0-9._+-]+", chart.name)
+        svg = chart.svg()
+        assert svg.startswith("<svg")
+        assert "<script>" not in svg
+        assert "&lt;script&gt;" in svg
+        assert charts.png(svg).startswith(b"\x89PNG")
+
+
+def test_wrong_arms_are_not_ranked_in_the_speedups(synthetic: ModuleType) -> None:
+    Truth = synthetic.Truth
+    world = synthetic.world({"fast": Truth(0.8, executed="aa"), "false": Truth(0.1, executed="bb", within_bound=False)})
+    text = str(drawn(world)["speedups-B"].spec)
+    assert "'fast'" in text
+    assert "'false'" not in text
+
+
+def test_one_restart_draws_points_without_a_band(synthetic: ModuleType) -> None:
+    found = drawn(synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, restarts=1))
+    assert list(found) == ["time-B-fast"]
+    assert all(point["low"] == point["time"] == point["high"] for point in values(found["time-B-fast"]))
+
+
+def test_names_that_differ_only_in_what_a_file_name_cannot_hold_get_their_own_files() -> None:
+    taken: set[str] = set()
+    assert [charts._unique(name, taken) for name in ("a b", "a/b", "A-b", "...")] == ["a-b", "a-b-2", "A-b-3", "chart"]
+
+
+def model(hidden: int, **more: Any) -> dict[str, Any]:
+    return {"hidden_size": hidden, "num_attention_heads": hidden // 128, **more}
+
+
+def test_models_that_differ_in_size_alone_share_a_line() -> None:
+    families = charts.model_families([model(512), model(1024, intermediate_size=4096)])
+    assert list(families.values()) == [["h512-a4-l2", "h1024-a8-l2"]]
+
+
+def test_models_that_differ_in_more_have_lines_of_their_own() -> None:
+    families = charts.model_families([model(512), model(1024), model(512, attention_bias=True, name="biased")])
+    assert families == {
+        "attention_bias False": ["h512-a4-l2", "h1024-a8-l2"],
+        "attention_bias True": ["biased"],
+    }
+
+
+def test_two_models_of_one_size_never_share_a_line() -> None:
+    wide = model(512, intermediate_size=2048, name="narrow")
+    families = charts.model_families([model(512), wide, model(1024)])
+    assert sorted(map(sorted, families.values())) == [["h1024-a8-l2", "h512-a4-l2"], ["narrow"]]
+    heads = [model(512, name="a"), {**model(512, name="b"), "num_attention_heads": 2}]
+    assert sorted(charts.model_families(heads).values()) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.6, 40), (0.3, 9000), (95, 130), (0.001, 0.004)])
+def test_axes_have_a_few_readable_numbers(low: float, high: float) -> None:
+    ticks = charts._ticks(low, high)
+    assert 1 <= len(ticks) <= 8
+    assert all(low <= tick <= high for tick in ticks)

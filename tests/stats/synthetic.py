@@ -1,0 +1,179 @@
+"""Synthetic runs whose true ratios are known: a real sweep and plan, and rows as a measurement would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from llama_bench import plan
+from llama_bench.results import SCHEMAS, write_part, write_run
+from llama_bench.store import Store
+from llama_bench.sweep import CONTROL, Sweep
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a recipe: its time relative to the baseline, what it changes, and what goes wrong with it."""
+
+    ratio: float = 1.0
+    executed: str | None = None  # another executed graph than the baseline's
+    changed: int = 0
+    removed: Mapping[str, int] = field(default_factory=dict)  # op → nodes that the pass removes
+    within_bound: bool = True
+    failure: str | None = None  # a message: the arm has no timings
+
+
+@dataclass(frozen=True)
+class World:
+    """A run: run.json, and the rows of each dataset."""
+
+    run: dict[str, Any]
+    rows: dict[str, list[dict[str, Any]]]
+
+    def datasets(self) -> dict[str, pl.LazyFrame]:
+        """Every dataset with its own schema, as `results.scan` gives them."""
+        return {name: _frame(self.rows[name], schema).lazy() for name, schema in SCHEMAS.items()}
+
+    def write(self, folder: Path, name: str = "20260102T030405Z-f00d") -> Path:
+        """Write the run into a local store as a measurement does, pieces last; return the run's folder."""
+        store, run = Store(folder), f"synthetic/{name}"
+        for dataset in sorted(SCHEMAS, key=lambda dataset: dataset == "pieces"):
+            stems: dict[str, list[dict[str, Any]]] = {}
+            for row in self.rows[dataset]:
+                restart = row.get("restart")
+                stem = f"{row['cell']}-x" if restart is None else f"{row['cell']}-r{restart:04d}"
+                stems.setdefault(stem, []).append(row)
+            for stem, rows in stems.items():
+                assert write_part(store, run, dataset, stem, rows)
+        assert write_run(store, run, self.run)
+        return folder / run
+
+
+def world(
+    recipes: Mapping[str, Truth],
+    *,
+    sizes: tuple[int, ...] = (512,),
+    targets: Mapping[str, str] | None = None,
+    unserved: Mapping[str, str] | None = None,
+    restarts: int = 6,
+    pilot: int = 6,
+    blocks: int = 4,
+    runs: int = 5,
+    spread: float = 0.005,
+    seed: int = 1,
+) -> World:
+    """Return a run of *original* and `recipes`; `spread` is the standard deviation of ln seconds between restarts."""
+    tags = dict(targets or {"B": "CPUExecutionProvider"})
+    sweep = Sweep.model_validate(
+        {
+            "name": "synthetic",
+            "models": [{"hidden_size": size, "num_attention_heads": 4} for size in sizes],
+            "recipes": {"original": {}, **{name: {} for name in recipes}},
+            "workloads": {"prefill": {"sequence": 16, "batch": 2}},
+            "targets": {name: {"tag": f"bench_{name}", "provider": provider} for name, provider in tags.items()},
+            "measure": {"restarts": pilot, "blocks": blocks, "runs": runs},
+        }
+    )
+    cells = [cell for cell in plan.make(sweep, {}).cells if cell.target_name not in (unserved or {})]
+    run = {
+        "sweep": sweep.model_dump(mode="json"),
+        "created_at": "2026-01-02T03:04:05Z",
+        "fingerprint": "f00d",
+        "versions": {"onnxruntime": "1.31.1"},
+        "machines": [{"hostname": "host", "cpu": "A CPU", "physical_cores": 2, "memory_bytes": 2**34, "gpus": []}],
+        "cells": [
+            {
+                "id": cell.id,
+                "model": cell.model.label,
+                "workload": cell.workload_name,
+                "target": cell.target_name,
+                "hidden_size": cell.model.hidden_size,
+                "tokens": cell.workload.tokens,
+                "arms": [arm.name for arm in cell.arms],
+                "baseline": cell.baseline,
+            }
+            for cell in cells
+        ],
+        "unserved": dict(unserved or {}),
+    }
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
+    rng = np.random.default_rng(seed)
+    for cell in cells:
+        _measure(rows, cell, recipes, restarts, blocks, runs, spread, rng)
+    return World(run, rows)
+
+
+def _measure(
+    rows: dict[str, list[dict[str, Any]]],
+    cell: plan.Cell,
+    recipes: Mapping[str, Truth],
+    restarts: int,
+    blocks: int,
+    runs: int,
+    spread: float,
+    rng: np.random.Generator,
+) -> None:
+    """Append what measuring `cell` writes; the arms share the drift between blocks, not the spread between restarts."""
+    key = {"cell": cell.id, "model": cell.model.label, "workload": cell.workload_name, "target": cell.target_name}
+    base_s = 2e-3 * (cell.model.hidden_size / 512) ** 2
+    truths = {arm.name: recipes.get(arm.name, Truth()) for arm in cell.arms}
+    for name, truth in truths.items():
+        rows["variants"].append({**key, **_variant(name, truth, cell)})
+        if truth.failure:
+            failure = {"recipe": name, "stage": "build", "kind": "WorkError", "message": truth.failure, "at": START}
+            rows["failures"].append({**key, **failure})
+    timed = [name for name, truth in truths.items() if truth.failure is None]
+    for restart in range(restarts):
+        replicate = {**key, "restart": restart, "group": 0}
+        level = {name: rng.normal(0, spread) for name in timed}
+        for name in timed:
+            bound = {"output": "logits", "max_abs": 1e-3, "max_rel": 2e-3, "nonfinite": 0, "bound": 1e-3}
+            inside = truths[name].within_bound
+            arm = {"recipe": name, "control": name == CONTROL}
+            rows["accuracy"].append({**replicate, **arm, **bound, "within_bound": inside})
+        for block in range(blocks):
+            drift = rng.normal(0, 0.05)
+            for position, name in enumerate(rng.permutation(timed).tolist()):
+                centre = np.log(base_s * truths[name].ratio) + level[name] + drift
+                logs = centre + rng.normal(0, 0.002, runs)
+                slot = {"block": block, "position": position, "recipe": name, "control": name == CONTROL, "pid": 1}
+                rows["blocks"].append({**replicate, **slot, "log_seconds": float(logs.mean())})
+                rows["timings"] += [
+                    {**replicate, **slot, "run_index": i, "seconds": float(np.exp(log))} for i, log in enumerate(logs)
+                ]
+        phases = {"start_s": 2.0, "load_s": 1.0, "warmup_s": 1.5, "washout_s": 0.5, "timed_s": 4.5, "other_s": 0.5}
+        piece = {"piece": f"{cell.id}-r{restart:04d}", "kind": "restart", "wall_s": 10.0, **phases}
+        rows["pieces"].append({**replicate, **piece, "started_at": START + timedelta(seconds=10 * restart)})
+    rows["pieces"].append({**key, "piece": f"{cell.id}-x", "kind": "examine", "wall_s": 3.0})
+
+
+def _variant(name: str, truth: Truth, cell: plan.Cell) -> dict[str, Any]:
+    removed = sum(truth.removed.values())
+    return {
+        "recipe": name,
+        "control": name == CONTROL,
+        "variant": f"variant-{name}",
+        "engine": "onnxruntime",
+        "nodes_before": 100,
+        "nodes_after": 100 - removed,
+        "nodes_changed": truth.changed or removed,
+        "histogram_difference": "{" + ", ".join(f'"{op}": {-n}' for op, n in truth.removed.items()) + "}",
+        "executed_sha256": truth.executed or "3f2a" * 16,
+        "placement_sha256": "ab" * 32,
+        "settings_sha256": "cd" * 32,
+    }
+
+
+def _frame(rows: list[dict[str, Any]], schema: pa.Schema) -> pl.DataFrame:
+    frame = pl.from_arrow(pa.Table.from_pylist(rows, schema=schema))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama_bench.stats import evidence
+
+BASE = {
+    "executed_sha256": "3f2a4b5c6d7e",
+    "placement_sha256": "p",
+    "settings_sha256": "s",
+    "engine": "onnxruntime",
+    "nodes_before": 207,
+    "nodes_after": 207,
+    "nodes_changed": 0,
+    "histogram_difference": "{}",
+}
+CELL = {"id": "c1", "model": "h512", "workload": "prefill", "target": "B"}
+FAILURE: dict[str, Any] = dict.fromkeys(["cell", "model", "workload", "target", "recipe", "stage", "artifact", "kind"])
+
+
+def failure(**filled: Any) -> dict[str, Any]:
+    return {**FAILURE, "kind": "WorkError", "message": "too large", **filled}
+
+
+def accuracy(**changed: Any) -> dict[str, Any]:
+    row = {"restart": 0, "output": "logits", "max_rel": 2e-5, "nonfinite": 0, "bound": 1e-3, "within_bound": True}
+    return row | changed
+
+
+def test_a_pass_that_changes_nothing_is_a_no_op_with_its_proof() -> None:
+    sentence = evidence.no_op(BASE, BASE, "original")
+    assert sentence == "changed 0 nodes; executed graph 3f2a4b5c… and settings equal original's"
+
+
+def test_removing_what_onnx_runtime_removes_itself_is_a_no_op_with_its_proof() -> None:
+    arm = {**BASE, "nodes_after": 203, "nodes_changed": 4, "histogram_difference": '{"Identity": -4}'}
+    sentence = evidence.no_op(arm, BASE, "original")
+    assert sentence is not None
+    assert sentence.startswith(
+        "removes 4 nodes (4 Identity) that ONNX Runtime removes itself: executed graph 3f2a4b5c…"
+    )
+    assert "equals original's" in sentence
+
+
+def test_a_change_that_is_undone_is_a_no_op_and_counts_what_it_changed() -> None:
+    arm = {**BASE, "nodes_changed": 7, "histogram_difference": '{"Gemm": 2, "MatMul": -2}'}
+    sentence = evidence.no_op(arm, BASE, "original")
+    assert sentence is not None
+    assert sentence.startswith("changes 7 nodes")
+
+
+@pytest.mark.parametrize("key", ["executed_sha256", "placement_sha256", "settings_sha256", "engine"])
+@pytest.mark.parametrize("value", ["other", None])
+def test_any_difference_or_gap_in_what_is_executed_is_no_no_op(key: str, value: str | None) -> None:
+    assert evidence.no_op({**BASE, key: value}, BASE, "original") is None
+
+
+def test_what_was_not_examined_is_no_no_op() -> None:
+    unknown = {**BASE, "executed_sha256": None}
+    assert evidence.no_op(unknown, unknown, "original") is None
+    assert evidence.no_op(None, BASE, "original") is None
+    assert evidence.no_op(BASE, None, "original") is None
+
+
+def test_one_answer_outside_its_bound_is_wrong_and_the_worst_is_named() -> None:
+    rows = [
+        accuracy(),
+        accuracy(restart=1, max_rel=0.02, within_bound=False),
+        accuracy(restart=2, max_rel=0.5, within_bound=False, output="present.0.key"),
+    ]
+    sentence = evidence.wrong(rows)
+    assert sentence is not None
+    assert "present.0.key" in sentence
+    assert "0.5 (bound 0.001), in 2 restarts" in sentence
+    assert evidence.wrong(rows[:1]) is None
+    assert evidence.wrong([accuracy(within_bound=None)]) is None
+
+
+def test_values_that_are_not_finite_are_worse_than_any_difference() -> None:
+    rows = [
+        accuracy(max_rel=0.9, within_bound=False),
+        accuracy(max_rel=float("nan"), nonfinite=12, within_bound=False, output="hidden_states"),
+    ]
+    sentence = evidence.wrong(rows)
+    assert sentence is not None
+    assert "hidden_states" in sentence
+    assert "12 values that are not finite" in sentence
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        failure(cell="c1", recipe="fuse"),
+        failure(cell="c1"),
+        failure(model="h512", workload="prefill", recipe="fuse"),
+        failure(model="h512", workload="prefill"),
+        failure(artifact="v1"),
+    ],
+)
+def test_a_failure_of_the_arm_or_of_what_it_needs_makes_it_failed(found: dict[str, Any]) -> None:
+    verdict = evidence.without_number(CELL, "fuse", "v1", [{**found, "stage": "build"}], None)
+    assert verdict == ("failed", "build: too large")
+
+
+def test_the_arms_own_failure_explains_more_than_its_cells() -> None:
+    rows = [failure(recipe="fuse", cell="c1", message="own"), failure(cell="c1", message="the node went away")]
+    assert evidence.without_number(CELL, "fuse", None, rows, None) == ("failed", "own")
+    assert evidence.without_number(CELL, "other", None, rows, None) == ("failed", "the node went away")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [failure(), failure(cell="c2"), failure(model="h512", recipe="other"), failure(artifact="v2"), failure(target="A")],
+)
+def test_a_failure_elsewhere_leaves_the_arm_skipped(found: dict[str, Any]) -> None:
+    word, reason = evidence.without_number(CELL, "fuse", "v1", [found], None)
+    assert word == "skipped"
+    assert reason
+
+
+def test_a_target_without_a_node_is_unserved_whatever_else_failed() -> None:
+    found = evidence.without_number(CELL, "fuse", "v1", [failure(cell="c1")], "no node offers bench_gpu")
+    assert found == ("unserved", "no node offers bench_gpu")
+
+
+def test_unserved_targets_have_their_reason_as_text() -> None:
+    run = {"unserved": {"A": "no node", "C": {"offers": ["bench_cpu"]}}}
+    assert evidence.unserved_targets(run) == {"A": "no node", "C": '{"offers": ["bench_cpu"]}'}
+    assert evidence.unserved_targets({"unserved": ["A"]}) == {"A": "no node serves it"}
+    assert evidence.unserved_targets({}) == {}

@@ -1,0 +1,109 @@
+"""What a plan needs, from counted operations and bytes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from llama_bench.estimate import arm_bytes, cell_seconds, estimates, flops, output_bytes
+from llama_bench.model.weights import weight_bytes
+from llama_bench.plan import make
+from llama_bench.sweep import Measure, Model, Pass, Recipe, Sweep, Target, Workload
+
+STUDY = Model(hidden_size=2048, num_attention_heads=16, head="none", exporter="torchscript", opset=17)
+PREFILL = Workload(batch=2, sequence=1024, outputs="hidden")
+
+
+def _sweep(models: tuple[Model, ...], recipes: dict[str, Recipe], **measure: float | None) -> Sweep:
+    return Sweep(
+        name="sweep",
+        models=models,
+        recipes=recipes,
+        workloads={"prefill": PREFILL},
+        targets={"B": Target(tag="bench_cpu")},
+        measure=Measure.model_validate(measure),
+    )
+
+
+def _recipe(*names: str) -> Recipe:
+    return Recipe(passes=tuple(Pass(family="onnxoptimizer", name=name) for name in names))
+
+
+def test_operations_of_the_studys_largest_model_are_counted_by_hand() -> None:
+    layer = 4 * 2048**2 + 3 * 2048 * 11008
+    assert flops(STUDY, PREFILL) == 2 * (2 * layer) * 2048 + 2 * 4 * 2 * 1024**2 * 2048
+
+
+def test_the_head_costs_operations_only_where_logits_come_out() -> None:
+    headed = STUDY.model_copy(update={"head": "lm"})
+    hidden, last, every = (
+        flops(headed, PREFILL.model_copy(update={"outputs": outputs}))
+        for outputs in ("hidden", "last_logits", "logits")
+    )
+    assert hidden == flops(STUDY, PREFILL)
+    assert last - hidden == 2 * 2048 * 32000 * 2
+    assert every - hidden == 2 * 2048 * 32000 * 2048
+
+
+def test_outputs_are_hidden_states_and_the_cache_of_every_layer() -> None:
+    assert output_bytes(STUDY, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 2048)
+    grouped = STUDY.model_copy(update={"num_key_value_heads": 4})
+    assert output_bytes(grouped, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 512)
+
+
+def test_an_arm_of_the_studys_largest_model_takes_what_was_measured() -> None:
+    assert arm_bytes(STUDY, PREFILL) == pytest.approx(1.8e9, rel=0.1)  # 1.8 GB a session
+
+
+def test_weights_are_counted_once_however_many_recipes_and_opsets_use_them() -> None:
+    one = estimates(make(_sweep((STUDY,), {"original": Recipe()}), {}), 1e11)
+    recipes = {"original": Recipe(), "one": _recipe("nop"), "two": _recipe("nop", "eliminate_identity")}
+    other_opset = STUDY.model_copy(update={"opset": 16, "name": "again"})
+    many = estimates(make(_sweep((STUDY, other_opset), recipes), {}), 1e11)
+    assert one.weight_bytes == many.weight_bytes == weight_bytes(STUDY)
+    assert (many.exports, many.passes) == (2, 4)
+    assert many.disk_bytes == many.weight_bytes + many.graph_bytes + many.reference_bytes
+
+
+def test_another_seed_is_other_weights() -> None:
+    seeded = STUDY.model_copy(update={"seed": 1, "name": "seeded"})
+    needs = estimates(make(_sweep((STUDY, seeded), {"original": Recipe()}), {}), 1e11)
+    assert needs.weight_bytes == 2 * weight_bytes(STUDY)
+
+
+def test_a_machine_twice_as_fast_halves_a_run_and_a_gpu_has_its_own_rate() -> None:
+    plan = make(_sweep((STUDY,), {"original": Recipe()}), {})
+    slow, fast = (estimates(plan, rate).cells[0] for rate in (1e11, 2e11))
+    assert slow.run_s == pytest.approx(2 * fast.run_s)
+    on_gpu = make(
+        plan.sweep.model_copy(update={"targets": {"A": Target(tag="bench_gpu", provider="CUDAExecutionProvider")}}), {}
+    )
+    assert estimates(on_gpu, 1e11).cells[0].run_s == estimates(on_gpu, 2e11).cells[0].run_s < fast.run_s
+
+
+def test_the_budget_bounds_a_cell_only_where_a_half_width_asks_for_more_than_the_pilot() -> None:
+    recipes = {"original": Recipe()}
+    pilot = estimates(make(_sweep((STUDY,), recipes, half_width=None, budget_s=1e6), {}), 1e11)
+    more = estimates(make(_sweep((STUDY,), recipes, half_width=0.01, budget_s=1e6), {}), 1e11)
+    assert pilot.most_s == pilot.pilot_s == more.pilot_s
+    assert more.most_s == 1e6
+
+
+def test_seconds_of_a_cell_grow_with_each_of_its_counts() -> None:
+    measure = Measure(restarts=6, blocks=4, runs=5)
+    base = cell_seconds(measure, 3, 0.5, 10**9)
+    assert base > 3 * 6 * 4 * 5 * 0.5
+    for counts in ({"restarts": 7}, {"blocks": 5}, {"runs": 6}):
+        assert cell_seconds(measure.model_copy(update=counts), 3, 0.5, 10**9) > base
+    assert cell_seconds(measure, 4, 0.5, 10**9) == pytest.approx(base * 4 / 3)
+
+
+def test_ten_thousand_variants_are_estimated_in_a_second() -> None:
+    models = tuple(STUDY.model_copy(update={"seed": seed, "name": f"m{seed}"}) for seed in range(100))
+    recipes = {"original": Recipe()} | {f"r{i}": _recipe(*["nop"] * (i + 1)) for i in range(99)}
+    plan = make(_sweep(models, recipes), {})
+    assert len(plan.artifacts) == 10_000
+    begin = time.perf_counter()
+    estimates(plan, 1e11)
+    assert time.perf_counter() - begin < 1.0

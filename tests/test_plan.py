@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_bench import plan
+from llama_bench.sweep import Measure, Model, Pass, Recipe, Session, Sweep, Target, Workload
+
+ROOT = Path(__file__).parent.parent
+VERSIONS = {"export": "torch 1", "onnxoptimizer": "0.4"}
+
+
+def recipe(*names: str, **session: Any) -> Recipe:
+    passes = tuple(Pass(family="onnxoptimizer", name=name) for name in names)
+    return Recipe(passes=passes, session=Session(**session))
+
+
+RECIPES = {
+    "original": recipe(),
+    "a": recipe("a"),
+    "ab": recipe("a", "b"),
+    "abc": recipe("a", "b", "c"),
+    "ba": recipe("b", "a"),
+    "level0": recipe(optimization_level="disable"),
+}
+
+
+def model(**changes: Any) -> Model:
+    return Model(**{"hidden_size": 16, "num_attention_heads": 2, **changes})
+
+
+def sweep(**changes: Any) -> Sweep:
+    parts: dict[str, Any] = {
+        "name": "tiny",
+        "models": (model(),),
+        "recipes": RECIPES,
+        "workloads": {"prefill": Workload(sequence=8)},
+        "targets": {"cpu": Target(tag="bench_cpu")},
+    }
+    return Sweep(**{**parts, **changes})
+
+
+def make(**changes: Any) -> plan.Plan:
+    return plan.make(sweep(**changes), VERSIONS)
+
+
+def ids(made: plan.Plan) -> set[str]:
+    return {*made.artifacts, *(cell.id for cell in made.cells)}
+
+
+def test_equal_prefixes_are_built_once() -> None:
+    made = make()
+    steps = [artifact.spec["name"] for artifact in made.artifacts.values() if artifact.kind == "pass"]
+    assert sorted(steps) == ["a", "a", "b", "b", "c"]  # a, a→b, a→b→c, b, b→a
+    [cell] = made.cells
+    variants = {arm.name: arm.variant for arm in cell.arms}
+    assert made.artifacts[variants["abc"]].parent == variants["ab"]
+    assert made.artifacts[variants["ab"]].parent == variants["a"]
+    assert made.artifacts[variants["a"]].parent == cell.reference
+    assert variants["ab"] != variants["ba"]
+
+
+def test_a_recipe_without_passes_is_the_export_itself() -> None:
+    [cell] = make().cells
+    variants = {arm.name: arm.variant for arm in cell.arms}
+    assert variants["original"] == variants["level0"] == variants["control"] == cell.reference
+
+
+def test_parents_come_before_their_children() -> None:
+    seen: set[str] = set()
+    for name, artifact in make(models=(model(), model(num_hidden_layers=1))).artifacts.items():
+        assert name == artifact.id
+        assert artifact.parent is None or artifact.parent in seen
+        seen.add(name)
+
+
+def test_targets_share_artifacts_and_workloads_do_not() -> None:
+    alone = make()
+    targets = {"A": Target(tag="bench_gpu", provider="CUDAExecutionProvider"), "B": Target(tag="bench_cpu")}
+    assert set(make(targets=targets).artifacts) == set(alone.artifacts)
+    longer = {"prefill": Workload(sequence=8), "longer": Workload(sequence=16)}
+    assert len(make(workloads=longer).artifacts) == 2 * len(alone.artifacts)
+
+
+def test_every_cell_holds_all_recipes_and_a_control_of_the_baseline() -> None:
+    made = make(measure=Measure(baseline="a"), models=(model(), model(num_hidden_layers=1)))
+    assert [cell.label for cell in made.cells] == ["h16-a2-l2/prefill/cpu", "h16-a2-l1/prefill/cpu"]
+    for cell in made.cells:
+        assert [arm.name for arm in cell.arms] == [*RECIPES, plan.CONTROL]
+        assert cell.baseline == "a"
+        control = cell.arms[-1]
+        assert control.control and not any(arm.control for arm in cell.arms[:-1])
+        assert (control.recipe, control.variant) == (cell.arms[1].recipe, cell.arms[1].variant)
+
+
+def test_a_models_name_is_no_part_of_any_id() -> None:
+    assert ids(make(models=(model(name="mine"),))) == ids(make())
+
+
+@given(st.permutations(list(RECIPES)))
+def test_the_order_of_keys_is_no_part_of_any_id(order: list[str]) -> None:
+    assert ids(make(recipes={name: RECIPES[name] for name in order})) == ids(make())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": (model(rope_theta=10001.0),)},
+        {"models": (model(seed=1),)},
+        {"workloads": {"prefill": Workload(sequence=9)}},
+        {"workloads": {"prefill": Workload(sequence=8, kv_out=False)}},
+    ],
+)
+def test_what_shapes_the_export_shapes_every_id(changes: dict[str, Any]) -> None:
+    assert ids(make(**changes)).isdisjoint(ids(make()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": {"cpu": Target(tag="bench_cpu", threads=1)}},
+        {"targets": {"other": Target(tag="bench_cpu")}},
+        {"measure": Measure(seed=1)},
+        {"measure": Measure(baseline="a")},
+        {"recipes": {**RECIPES, "level0": recipe(optimization_level="basic")}},
+        {"recipes": {**RECIPES, "host": recipe(io="host")}},
+        {"recipes": {name: RECIPES[name] for name in ("original", "a", "ab", "abc", "ba")}},
+    ],
+)
+def test_what_shapes_only_the_timing_shapes_only_cells(changes: dict[str, Any]) -> None:
+    changed, before = make(**changes), make()
+    assert set(changed.artifacts) == set(before.artifacts)
+    assert {cell.id for cell in changed.cells}.isdisjoint(cell.id for cell in before.cells)
+
+
+def test_other_versions_of_a_pass_family_keep_the_exports() -> None:
+    before, after = make(), plan.make(sweep(), {**VERSIONS, "onnxoptimizer": "0.5"})
+    assert {after.artifacts[name].kind for name in set(after.artifacts) & set(before.artifacts)} == {"export"}
+    assert ids(plan.make(sweep(), {**VERSIONS, "export": "torch 2"})).isdisjoint(ids(before))
+
+
+def test_ids_are_the_same_in_every_process() -> None:
+    program = (
+        "import json, sys; from llama_bench import plan; from llama_bench.sweep import Sweep;"
+        "made = plan.make(Sweep.model_validate_json(sys.argv[1]), json.loads(sys.argv[2]));"
+        "print(*sorted({*made.artifacts, *(cell.id for cell in made.cells)}))"
+    )
+    arguments = [sys.executable, "-c", program, sweep().model_dump_json(), json.dumps(VERSIONS)]
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True).stdout
+    assert out.split() == sorted(ids(make()))
+
+
+def test_two_equal_recipes_share_their_variant() -> None:
+    [cell] = make(recipes={"original": recipe(), "x": recipe("a"), "y": recipe("a")}).cells
+    variants = {arm.name: arm.variant for arm in cell.arms}
+    assert variants["x"] == variants["y"]
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys_and_refuses_what_is_not_json() -> None:
+    assert plan.digest({"a": 1, "b": [2]}) == plan.digest({"b": [2], "a": 1}) != plan.digest({"a": 1, "b": 2})
+    assert len(plan.digest("x")) == 16
+    with pytest.raises(TypeError):
+        plan.digest({1, 2})
+
+
+def test_ten_thousand_variants_are_planned_in_under_a_second() -> None:
+    recipes = {"original": recipe()} | {f"r{i}": recipe(f"x{i}", f"y{i}", f"z{i}") for i in range(1, 100)}
+    big = sweep(models=tuple(model(hidden_size=16 * (i + 1)) for i in range(100)), recipes=recipes)
+    start = time.perf_counter()
+    made = plan.make(big, VERSIONS)
+    seconds = time.perf_counter() - start
+    assert len(made.artifacts) == 100 * (1 + 99 * 3)
+    assert sum(len(cell.arms) - 1 for cell in made.cells) == 10_000
+    assert seconds < 1
