@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -187,6 +188,9 @@ def _check_folder(root: Path, write: bool) -> None:
     if write:
         try:
             root.mkdir(parents=True, exist_ok=True)
+            # obstore tries for ever where a folder is listed but takes no files, as in /proc: ask it only after this.
+            with tempfile.TemporaryFile(dir=root):
+                pass
         except OSError as error:
             raise InputError(f"store {root} cannot be written: {error.strerror or error}") from None
     elif there != root:

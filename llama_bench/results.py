@@ -154,9 +154,8 @@ def _write_folded(store: Store, run: str, cell: str, dataset: str) -> None:
     for stem in wanted:
         _part(store, _key(run, dataset, stem))  # says so when it is truncated or of another version
         tables.append(pq.read_table(io.BytesIO(store.get(_key(run, dataset, stem)))).cast(SCHEMAS[dataset]))
-    data = _parquet(dataset, pa.concat_tables(tables), wanted)
-    # An interrupted fold may have left a part with fewer restarts; it does not count yet, so it may be replaced.
-    store.put(_key(run, dataset, cell), data, create=dataset == "pieces")
+    # An interrupted fold may have left a part with fewer restarts: it stays, and the others stay beside it.
+    store.put(_key(run, dataset, cell), _parquet(dataset, pa.concat_tables(tables), wanted))
 
 
 def _is_restart(stem: str, cell: str) -> bool:
@@ -266,9 +265,7 @@ def _counting(run: str, parts: Sequence[Part]) -> dict[str, list[Part]]:
     for dataset, found in by_dataset.items():
         hidden = {stem for part in found if part.stem in pieces for stem in part.holds}
         counting[dataset] = [
-            part
-            for part in found
-            if dataset in UNVOUCHED or (part.stem in (pieces if part.holds else vouched) and part.stem not in hidden)
+            part for part in found if dataset in UNVOUCHED or (part.stem in vouched and part.stem not in hidden)
         ]
     return counting
 

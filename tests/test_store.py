@@ -405,6 +405,7 @@ def test_a_store_at_or_below_a_file_is_refused(tmp_path: Path, below: str) -> No
         Store(tmp_path / below)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write to")
 def test_a_folder_that_takes_no_files_is_refused() -> None:
     with pytest.raises(InputError, match="store /proc/self cannot be written"):
         Store("/proc/self")
@@ -417,8 +418,8 @@ def test_reading_makes_no_folder(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scheme_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown scheme 's4'; did you mean 's3'\?"):
-        Store("s4://bucket/x")
+    with pytest.raises(InputError, match=r"unknown scheme 'gcs'; did you mean 'gs'\?"):
+        Store("gcs://bucket/x")
 
 
 @pytest.mark.parametrize("uri", ["s3://AKIA:SECRET@bucket/x", "s3://bucket/x?sig=SECRET", "s4://u:SECRET@bucket/x"])

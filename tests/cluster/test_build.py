@@ -1,0 +1,49 @@
+"""Building artifacts as a plain function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama_bench.cluster.build import build, closure, memory_bytes
+from llama_bench.errors import WorkError
+from llama_bench.plan import make
+from llama_bench.store import Store
+from llama_bench.sweep import Sweep
+
+
+def test_a_pass_that_changes_nothing_shares_the_graph_and_costs_a_small_file(sweep: Sweep, store: Store) -> None:
+    plan = make(sweep, {})
+    export, step = plan.artifacts.values()
+    first = build(export, store)
+    before = store.size("")
+    second = build(step, store)
+    assert second["effect"]["changed"] is False
+    assert second["graph_sha256"] == first["graph_sha256"]
+    assert second["weights"] == first["weights"]
+    assert store.size("") - before < 60_000
+
+
+def test_an_export_that_fails_leaves_no_artifact(tiny: dict[str, Any], store: Store) -> None:
+    tiny["models"][0] |= {"exporter": "dynamo", "opset": 14}
+    plan = make(Sweep.model_validate(tiny), {})
+    export = next(iter(plan.artifacts.values()))
+    with pytest.raises(WorkError, match="opset"):
+        build(export, store)
+    assert not store.has(export.id)
+
+
+def test_the_closure_of_a_variant_holds_its_parents_first(sweep: Sweep) -> None:
+    plan = make(sweep, {})
+    variant = next(arm.variant for arm in plan.cells[0].arms if arm.name == "eliminate_identity")
+    assert [artifact.kind for artifact in closure(plan, [variant]).values()] == ["export", "pass"]
+    assert list(closure(plan, [plan.cells[0].reference])) == [plan.cells[0].reference]
+
+
+def test_building_a_larger_model_asks_ray_for_more_memory(tiny: dict[str, Any]) -> None:
+    small = make(Sweep.model_validate(tiny), {})
+    tiny["models"][0] |= {"hidden_size": 2048, "num_attention_heads": 16, "intermediate_size": 11008}
+    large = make(Sweep.model_validate(tiny), {})
+    [a, *_], [b, *_] = small.artifacts.values(), large.artifacts.values()
+    assert memory_bytes(large, b) > memory_bytes(small, a) + 10**9

@@ -1,0 +1,203 @@
+"""Whole runs on a real Ray of this machine: placement, exclusivity, unserved targets, lost actors, resuming."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+
+import llama_bench
+from llama_bench.cluster import driver
+from llama_bench.cluster.driver import RunResult
+from llama_bench.cluster.events import Event
+from llama_bench.errors import InputError
+from llama_bench.stats.views import Frames
+from llama_bench.store import Store
+from llama_bench.sweep import Sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def run(
+    data: dict[str, Any], store: Store, on_event: Any = lambda event: None, **options: Any
+) -> tuple[RunResult, Frames]:
+    result = driver.run(Sweep.model_validate(data), store, on_event=on_event, **options)
+    return result, llama_bench.load(store.url(result.run))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Store, RunResult, Frames, list[Event]]:
+    """A tiny sweep run to its end once, for the tests that only look."""
+    from .conftest import TINY
+
+    store = Store(tmp_path_factory.mktemp("finished") / "store")
+    events: list[Event] = []
+    result, frames = run(TINY, store, events.append)
+    return store, result, frames, events
+
+
+def test_a_run_measures_every_arm_of_every_restart_and_says_where_its_time_went(finished: Any) -> None:
+    _, result, frames, events = finished
+    assert (result.measured, result.reused, result.failures, result.unserved) == (1, 0, [], {})
+    counts = frames.timings.group_by("recipe", "restart").len().collect()
+    assert counts.height == 4 * 2
+    assert set(counts["len"]) == {2 * 3}
+    assert {"plan", "connect", "build", "start", "load", "warmup", "washout", "timed"} <= set(result.breakdown)
+    assert min(result.breakdown.values()) >= 0
+    assert [event.kind for event in events if event.kind == "restart"] == ["restart"] * 2
+
+
+def test_every_arm_of_every_restart_is_a_process_of_its_own(finished: Any) -> None:
+    frames = finished[2]
+    arms = frames.timings.select("recipe", "control", "restart").unique().collect().height
+    processes = frames.timings.select("pid", "process_started_at").unique().collect()
+    assert processes.height == arms == 8
+    assert os.getpid() not in processes["pid"]
+
+
+def test_arms_run_at_niceness_zero_with_their_threads_on_the_node_that_serves_the_target(finished: Any) -> None:
+    import ray
+
+    _, _, frames, _ = finished
+    machines = frames.machines.collect()
+    assert machines["niceness"].unique().to_list() == [0]
+    assert machines["threads"].unique().to_list() == [1]
+    assert machines["provider"].unique().to_list() == ["CPUExecutionProvider"]
+    assert machines["node"].unique().to_list() == [node["NodeID"] for node in ray.nodes()]
+    assert frames.pieces.filter(pl.col("kind") == "restart").select("node").unique().collect().height == 1
+
+
+def test_a_cpu_target_cannot_see_a_gpu(finished: Any) -> None:
+    settings = finished[2].variants.select("settings").collect().to_series()
+    assert all('"CUDA_VISIBLE_DEVICES": ""' in text for text in settings)
+
+
+def test_a_pass_that_changes_nothing_is_a_no_op_and_another_level_is_not(finished: Any) -> None:
+    rows = {row["recipe"]: row for row in finished[2].speedups.collect().to_dicts()}
+    assert rows["eliminate_identity"]["verdict"] == "no-op"
+    assert "changed 0 nodes" in rows["eliminate_identity"]["evidence"]
+    assert rows["level0"]["verdict"] != "no-op"
+    assert rows["control"]["control"] is True
+
+
+def test_the_accuracy_of_every_timed_session_is_kept(finished: Any) -> None:
+    rows = finished[2].accuracy.collect()
+    assert rows.height == 3 * 4 * 2  # outputs × arms × restarts
+    assert rows["within_bound"].all()
+
+
+def test_running_a_finished_sweep_again_measures_nothing(finished: Any) -> None:
+    from .conftest import TINY
+
+    store, first, frames, _ = finished
+    before = frames.timings.collect()
+    again, after = run(TINY, store)
+    assert again.run == first.run
+    assert (again.measured, again.reused) == (0, 1)
+    assert after.timings.collect().equals(before)
+
+
+def test_while_a_cell_is_timed_nothing_else_gets_a_core(tiny: dict[str, Any], store: Store) -> None:
+    import ray
+
+    intruders = []
+
+    def intrude(event: Event) -> None:
+        if event.kind == "slot" and "block" in event.detail and not intruders:
+            intruders.append(ray.remote(num_cpus=1)(time.time).remote())
+
+    _, frames = run(tiny, store, intrude)
+    last = frames.blocks.select(pl.col("started_at").max()).collect().item()
+    assert isinstance(last, datetime)
+    assert ray.get(intruders[0], timeout=60) > last.timestamp()
+
+
+def test_a_target_that_no_node_serves_is_named_and_the_rest_runs(tiny: dict[str, Any], store: Store) -> None:
+    tiny["targets"]["other"] = {"tag": "bench_quantum"}
+    events: list[Event] = []
+    result, frames = run(tiny, store, events.append)
+    [named] = [event for event in events if event.kind == "unserved"]
+    assert named.label == "other"
+    assert "no node offers bench_quantum" in named.detail
+    assert "bench_cpu" in named.detail
+    assert result.measured == 1
+    verdicts = frames.speedups.filter(pl.col("target") == "other").select("verdict").collect().to_series()
+    assert set(verdicts) == {"unserved"}
+
+
+def test_a_killed_actor_costs_its_restart_which_is_done_again_under_a_new_number(
+    tiny: dict[str, Any], store: Store
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(event: Event) -> None:
+        if event.kind == "slot" and "block 2" in event.detail and not killed:
+            arms = [p for p in psutil.process_iter() if any("ray::Arm" in word for word in p.cmdline())]
+            killed.append(arms[0].pid)
+            arms[0].kill()
+
+    result, frames = run(tiny, store, kill_one)
+    assert result.failures == []
+    [failure] = frames.failures.collect().to_dicts()
+    assert (failure["restart"], failure["kind"], failure["stage"]) == (0, "lost", "slot")
+    assert failure["recipe"] is not None
+    assert sorted(frames.timings.select("restart").unique().collect().to_series()) == [1, 2]
+    assert killed[0] not in frames.timings.select("pid").unique().collect().to_series()
+
+
+def test_an_interrupted_run_goes_on_from_its_last_restart(tiny: dict[str, Any], store: Store) -> None:
+    def interrupt(event: Event) -> None:
+        if event.kind == "restart":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, store, interrupt)
+    first = llama_bench.load(store.url("tiny")).timings.collect()
+    assert first["restart"].unique().to_list() == [0]
+    result, frames = run(tiny, store)
+    rows = frames.timings.collect()
+    assert result.measured == 1
+    assert rows.filter(pl.col("restart") == 0).equals(first)
+    assert rows["restart"].n_unique() == 2
+
+
+def test_an_arm_whose_session_cannot_be_made_fails_alone(tiny: dict[str, Any], store: Store) -> None:
+    tiny["recipes"]["broken"] = {"session": {"config": {"session.intra_op_thread_affinities": "nonsense"}}}
+    result, frames = run(tiny, store)
+    assert len(result.failures) == 1
+    assert "broken" in result.failures[0]
+    verdicts = dict(frames.speedups.select("recipe", "verdict").collect().iter_rows())
+    assert verdicts["broken"] == "failed"
+    assert verdicts["eliminate_identity"] == "no-op"
+
+
+def test_a_model_that_no_builder_has_memory_for_is_a_failure_at_once(tiny: dict[str, Any], store: Store) -> None:
+    tiny["models"].append({**tiny["models"][0], "hidden_size": 65536, "intermediate_size": 65536})
+    begin = time.monotonic()
+    result, frames = run(tiny, store, only="model=h65536*")
+    assert time.monotonic() - begin < 30
+    assert "GB of memory, the largest builder has" in result.failures[0]
+    verdicts = frames.speedups.filter(pl.col("model") == "h65536-a2-l1").select("verdict").collect().to_series()
+    assert set(verdicts) == {"failed"}
+
+
+def test_only_measures_a_part_and_the_whole_sweep_then_goes_on_in_the_same_run(
+    tiny: dict[str, Any], store: Store
+) -> None:
+    tiny["models"].append({**tiny["models"][0], "hidden_size": 32})
+    part, _ = run(tiny, store, only="model=h16*")
+    whole, _ = run(tiny, store)
+    assert whole.run == part.run
+    assert (whole.measured, whole.reused) == (1, 1)
+
+
+def test_a_wrong_only_is_refused_before_anything_starts(tiny: dict[str, Any], store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="h16"):
+        run(tiny, store, only="model=h61*")
+    assert not list((tmp_path / "store").rglob("run.json"))
