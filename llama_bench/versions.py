@@ -20,7 +20,7 @@ SHAPING = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxoptimizer", "numpy", "
 
 ENGINE = ("onnxruntime-gpu", "onnxruntime")
 
-MEASURING = ("model", "passes", "engines", "bench", "graph", "cluster.arm", "cluster.cell")
+MEASURING = ("model", "passes", "engines", "bench", "graph", "cluster.arm", "cluster.cell", "cluster.restart")
 """The parts of this package that decide what is timed and how."""
 
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

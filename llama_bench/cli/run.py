@@ -13,7 +13,7 @@ from llama_bench.cli.common import Only, StoreAt, SweepFile, duration, err, out,
 from llama_bench.cli.live import watching
 
 if TYPE_CHECKING:
-    from llama_bench.cluster.driver import RunResult
+    from llama_bench.cluster.events import RunResult
     from llama_bench.store import Store
 
 EXAMPLES = """

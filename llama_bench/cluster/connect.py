@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ BUILDER, BENCH_CPU, BENCH_GPU = "builder", "bench_cpu", "bench_gpu"
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Models and weights go through the store, never through Ray's object store: only events and small rows do."""
+
+CONNECT_S = 5.0
 
 SHARE = 0.01
 """CPU of a probe: explicit, because a task of num_cpus=0 slips onto a node that is full (Ray 2.60)."""
@@ -57,6 +60,7 @@ def connect(address: str | None = None) -> bool:
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
+        _check_listening(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -71,6 +75,17 @@ def connect(address: str | None = None) -> bool:
         **quiet,
     )
     return True
+
+
+def _check_listening(address: str) -> None:
+    """Raise WorkError when nothing listens at `address`: ray.init itself would try again for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # "auto", or a name that Ray resolves
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise WorkError(f"no Ray cluster at {address!r}: {error.strerror or error}") from error
 
 
 def local_tags(cpus: int, gpus: int) -> dict[str, float]:

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import polars as pl
 import ray
-from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llama_bench import plan as planning
 from llama_bench import results, versions
 from llama_bench.bench import machine
 from llama_bench.cluster import connect
 from llama_bench.cluster.build import Built, build_all, closure
-from llama_bench.cluster.cell import SHARE, Job, measure_cell
 from llama_bench.cluster.connect import Node
-from llama_bench.cluster.events import Event
+from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.identity import Identity, find_or_start
+from llama_bench.cluster.measure import Measuring
+from llama_bench.cluster.restart import STAGES
 from llama_bench.cluster.rows import where
 from llama_bench.errors import WorkError
-from llama_bench.plan import Cell, Plan
+from llama_bench.estimate import output_bytes
+from llama_bench.model.weights import weight_bytes
+from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.store import Store
-from llama_bench.sweep import Sweep
+from llama_bench.sweep import Model, Sweep, Workload
 from llama_bench.sweep_file import select
-
-HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
-NODE_MEMORY_SHARE = 0.9  # of a node's memory for the arms of a cell: the coordinator and Ray need the rest
-
-OnEvent = Callable[[Event], None]
-
-
-@dataclass(slots=True)
-class RunResult:
-    """How a run ended: `<sweep>/<run id>`, seconds by stage, cells measured and found finished, what failed."""
-
-    run: str
-    breakdown: dict[str, float] = field(default_factory=dict)
-    measured: int = 0
-    reused: int = 0
-    failures: list[str] = field(default_factory=list)
-    unserved: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -61,7 +45,7 @@ def run(
     `only` limits what is built and measured now (see :func:`llama_bench.sweep_file.select`). Raises InputError for a
     wrong `only`, WorkError when Ray cannot be reached or the store cannot take the results.
     """
-    seconds = _Stages()
+    seconds, began = _Stages(), datetime.now(UTC)
     chosen = select(sweep, only) if only else sweep
     whole = sweep.model_copy(update={"recipes": chosen.recipes})
     with seconds("plan"):
@@ -97,7 +81,8 @@ def run(
     finally:
         if started_here:
             ray.shutdown()
-    outcome.breakdown = {**seconds.spent, **_measuring(store, outcome.run, seconds.spent.pop("measure"))}
+    wall_s = seconds.spent.pop("measure")
+    outcome.breakdown = {**seconds.spent, **_measuring(store, outcome.run, began, wall_s)}
     return outcome
 
 
@@ -109,21 +94,21 @@ def _is_chosen(cell: Cell, chosen: Sweep) -> bool:
     )
 
 
-def _measuring(store: Store, run: str, wall_s: float) -> dict[str, float]:
-    """Split the seconds of this call's measuring as the run's pieces were spent, by stage."""
-    import polars as pl
+def _measuring(store: Store, run: str, began: datetime, wall_s: float) -> dict[str, float]:
+    """Split this call's `wall_s` of measuring by stage, as its pieces say; what no piece claims is `other`.
 
-    pieces = results.scan(store.url(run))["pieces"].filter(pl.col("kind") != "build").collect()
-    columns = ("start_s", "load_s", "warmup_s", "washout_s", "timed_s")
-    spent = {column: float(pieces[column].sum() or 0.0) for column in columns}
-    total = float(pieces["wall_s"].sum() or 0.0)
-    scale = wall_s / total if total else 0.0
-    shares = {column.removesuffix("_s"): value * scale for column, value in spent.items()}
+    Nodes that measure side by side spend more seconds than pass: their stages are scaled to the wall.
+    """
+    mine = (pl.col("kind") != "build") & (pl.col("started_at") >= began)
+    pieces = results.scan(store.url(run))["pieces"].filter(mine).collect()
+    spent = {stage: float(pieces[f"{stage}_s"].sum() or 0.0) for stage in STAGES}
+    scale = min(1.0, wall_s / max(float(pieces["wall_s"].sum() or 0.0), 1e-9))
+    shares = {stage: seconds * scale for stage, seconds in spent.items()}
     return {**shares, "measuring, other": wall_s - sum(shares.values())}
 
 
 class _Driver:
-    """The two halves of a run, and what they share."""
+    """The two halves of a run, and what they share: building, then measuring."""
 
     def __init__(self, store: Store, plan: Plan, outcome: RunResult, retry_failed: bool, on_event: OnEvent) -> None:
         self.store, self.plan, self.outcome = store, plan, outcome
@@ -135,7 +120,9 @@ class _Driver:
         """Build all that `cells` need; return artifact id → why it is missing."""
         todo = [cell for cell in cells if not self._finished(cell)]
         wanted = dict.fromkeys(name for cell in todo for name in (cell.reference, *(arm.variant for arm in cell.arms)))
-        total = len(closure(self.plan, wanted))
+        needed = closure(self.plan, wanted)
+        total = len(needed)
+        self._check_room(artifact for artifact in needed.values() if not self.store.has(artifact.id))
         self.on_event(Event("builds", "artifacts", total=total))
         broken: dict[str, str] = {}
         ends = build_all(self.plan, wanted, self.store, self.outcome.run, nodes, self._failed_before(), self._started)
@@ -147,6 +134,21 @@ class _Driver:
                 broken[end.id] = end.error
                 self._record(end, todo)
         return broken
+
+    def _check_room(self, missing: Iterable[Artifact]) -> None:
+        """Raise WorkError when the store has too little room for the weights and references of `missing`."""
+        needed = 0
+        for artifact in missing:
+            if artifact.kind == "export":
+                model = Model.model_validate(artifact.spec["model"])
+                workload = Workload.model_validate(artifact.spec["workload"])
+                needed += weight_bytes(model) + output_bytes(model, workload)
+        room = self.store.free_bytes()
+        if room is not None and room < needed:
+            raise WorkError(
+                f"store {self.store.uri} has {room / 1e9:.1f} GB of room, the sweep needs {needed / 1e9:.1f} GB: "
+                "free some (`python -m llama_bench clean`) or name another with --store"
+            )
 
     def _started(self, label: str) -> None:
         self.on_event(Event("build", label, "started"))
@@ -173,7 +175,9 @@ class _Driver:
             if end.id in (arm.variant, cell.reference)
         ]  # fmt: skip
         attempt = len(results.finished(self.store, self.outcome.run)["failures"])
-        rows = rows or [{"stage": "build", "artifact": end.id, "kind": end.state, "message": end.error}]
+        rows = rows or [
+            {"stage": "build", "artifact": end.id, "kind": end.state, "message": end.error, "at": datetime.now(UTC)}
+        ]
         results.write_part(self.store, self.outcome.run, "failures", f"build-{end.id}-{attempt}", rows)
 
     # ── measure ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,27 +200,8 @@ class _Driver:
                 self.on_event(Event("cell", cell.label, "failed", detail="its baseline could not be built"))
             else:
                 waiting.append(whole)
-        idle = list(nodes)
-        running: dict[Any, tuple[Cell, Node, PlacementGroup]] = {}
-        try:
-            while waiting or running:
-                for node in list(idle):
-                    fitting = next((cell for cell in waiting if node.serves(cell.target)), None)
-                    if fitting is not None:
-                        waiting.remove(fitting)
-                        idle.remove(node)
-                        group = self._hold(node, fitting)
-                        running[self._start(fitting, node, group, facts[node.id])] = (fitting, node, group)
-                [ready], _ = ray.wait(list(running), num_returns=1)
-                cell, node, group = running[ready]
-                if not self._next_event(ready, cell):
-                    del running[ready]
-                    remove_placement_group(group)
-                    idle.append(node)
-        finally:
-            for generator, (_, _, group) in running.items():
-                ray.cancel(generator, force=True)
-                remove_placement_group(group)
+        measuring = Measuring(self.store, self.plan.sweep.measure, self.outcome, self.retry_failed, self.on_event)
+        measuring.run(waiting, nodes, facts)
 
     def _finished(self, cell: Cell) -> bool:
         """Whether the cell's parts are folded, which is done last (and nothing of it is to be tried again)."""
@@ -234,49 +219,6 @@ class _Driver:
     def _cells_with_failures(self) -> set[str]:
         rows = results.scan(self.store.url(self.outcome.run))["failures"].select("cell").collect()
         return set(rows["cell"].to_list())
-
-    def _hold(self, node: Node, cell: Cell) -> PlacementGroup:
-        """Hold all of the node's CPUs, one unit of the cell's tag, and its GPU where the target wants one."""
-        bundle = {"CPU": node.resources["CPU"], cell.target.tag: 1.0} | ({"GPU": 1.0} if cell.target.needs_gpu else {})
-        pinned = [{"ray.io/node-id": node.id}]
-        group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
-        if not group.wait(HOLD_S):
-            remove_placement_group(group)
-            raise WorkError(f"{node.address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs")
-        return group
-
-    def _start(self, cell: Cell, node: Node, group: PlacementGroup, facts: Mapping[str, Any]) -> Any:
-        memory = int(NODE_MEMORY_SHARE * node.resources.get("memory", facts["memory_bytes"]))
-        job = Job(
-            cell, self.plan.sweep.measure, self.store.uri, self.outcome.run, node.id, facts, memory, self.retry_failed
-        )
-        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(measure_cell)
-        return task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
-
-    def _next_event(self, generator: Any, cell: Cell) -> bool:
-        """Pass the coordinator's next event on; False when it has ended."""
-        try:
-            event = Event(**ray.get(next(generator)))
-        except StopIteration:
-            self.outcome.measured += 1
-            self.on_event(Event("cell", cell.label, "finished"))
-            return False
-        except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            message = f"{cell.label}: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
-            self.outcome.failures.append(message)
-            row = {**where(cell), "stage": "measure", "kind": type(cause).__name__, "message": message}
-            attempt = len(results.finished(self.store, self.outcome.run)["failures"])
-            row["at"] = datetime.now(UTC)
-            results.write_part(self.store, self.outcome.run, "failures", f"{cell.id}-c{attempt:04d}", [row])
-            self.on_event(Event("failure", cell.label, detail=message))
-            self.on_event(Event("cell", cell.label, "failed"))
-            return False
-        if event.kind == "failure":
-            self.outcome.failures.append(f"{event.label}: {event.detail}")
-        self.on_event(event)
-        return True
 
 
 class _Stages:

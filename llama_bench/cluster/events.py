@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["note", "builds", "build", "cell", "slot", "restart", "failure", "unserved", "doubt", "fold"]
@@ -19,3 +20,18 @@ class Event:
     total: int = 0
     seconds: float = 0.0
     detail: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class RunResult:
+    """How a run ended: `<sweep>/<run id>`, seconds by stage, cells measured and found finished, what failed."""
+
+    run: str
+    breakdown: dict[str, float] = field(default_factory=dict)
+    measured: int = 0
+    reused: int = 0
+    failures: list[str] = field(default_factory=list)
+    unserved: dict[str, str] = field(default_factory=dict)

@@ -28,12 +28,12 @@ class Progress:
     next_restart: int = 0
     restarts: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ratios: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    restart_s: list[float] = field(default_factory=list)
+    restart_s: list[tuple[int, float]] = field(default_factory=list)  # (group, seconds)
     examined: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
-    def add(self, blocks: pl.DataFrame, seconds: Iterable[float]) -> None:
-        """Take in the rows of `blocks` of finished restarts, in their order, and the wall seconds of each."""
+    def add(self, blocks: pl.DataFrame, seconds: Iterable[tuple[int, float]]) -> None:
+        """Take in the rows of `blocks` of finished restarts, in their order, and the group and wall seconds of each."""
         self.restart_s.extend(seconds)
         if blocks.is_empty():
             return
@@ -43,6 +43,12 @@ class Progress:
             self.restarts[name] += count
         for row in restart_ratios(blocks.lazy(), {self.cell: self.baseline}).iter_rows(named=True):
             self.ratios[row["recipe"]].append(row["y"])
+
+    def pilot_s(self, group: int, restarts: int) -> float:
+        """Return the mean seconds of a group's first `restarts` restarts; of all restarts where it has none yet."""
+        everyone = [seconds for _, seconds in self.restart_s]
+        pilot = [seconds for number, seconds in self.restart_s if number == group][:restarts] or everyone
+        return sum(pilot) / len(pilot)
 
     def wanted(self, measure: Measure) -> int:
         """Return how many restarts the wanted half-width needs: the most that any arm's pilot asks for.
@@ -66,7 +72,8 @@ def read(store: Store, run: str, cell: str, baseline: str, *, retry_failed: bool
     mine = pl.col("cell") == cell
     progress = Progress(cell, baseline)
     pieces = frames["pieces"].filter(mine, pl.col("kind") == "restart").sort("restart").collect()
-    progress.add(frames["blocks"].filter(mine).sort("restart").collect(), pieces["wall_s"].to_list())
+    seconds = pieces.select("group", "wall_s").rows()
+    progress.add(frames["blocks"].filter(mine).sort("restart").collect(), seconds)
     progress.examined = {row["recipe"]: row for row in name_arms(frames["variants"].filter(mine)).collect().to_dicts()}
     failures = frames["failures"].filter(mine, pl.col("stage") != "build").collect()
     # a restart's number is never used twice, also when nothing of it counts

@@ -36,9 +36,7 @@ def test_no_arm_is_first_more_often_than_chance_allows() -> None:
 
 
 def test_arms_that_fit_together_are_one_group() -> None:
-    assert groups(ARMS, ["original", "control"], dict.fromkeys(ARMS, 2), 10) == [
-        ["original", "control", "a", "b", "c"]
-    ]
+    assert groups(ARMS, ["original", "control"], dict.fromkeys(ARMS, 2), 10) == [["original", "control", "a", "b", "c"]]
 
 
 def test_groups_are_evened_out_and_each_has_the_baseline_and_the_control() -> None:

@@ -12,8 +12,7 @@ from typer.testing import CliRunner, Result
 
 from llama_bench.cli.main import make_app
 from llama_bench.cluster import driver
-from llama_bench.cluster.driver import RunResult
-from llama_bench.cluster.events import Event
+from llama_bench.cluster.events import Event, RunResult
 from llama_bench.errors import WorkError
 
 SWEEP = """

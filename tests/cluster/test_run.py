@@ -14,8 +14,7 @@ import pytest
 
 import llama_bench
 from llama_bench.cluster import driver
-from llama_bench.cluster.driver import RunResult
-from llama_bench.cluster.events import Event
+from llama_bench.cluster.events import Event, RunResult
 from llama_bench.errors import InputError
 from llama_bench.stats.views import Frames
 from llama_bench.store import Store

@@ -1,0 +1,71 @@
+"""What ONNX Runtime makes of each arm, once a cell and before anything is timed: the rows of `variants`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from llama_bench import results
+from llama_bench.cluster.job import Event, Job, Lost, Prepared, event, failure, outcome
+from llama_bench.cluster.rows import variant_row, where
+from llama_bench.engines import executed
+from llama_bench.engines import onnxruntime as engine
+from llama_bench.stats.progress import Progress
+from llama_bench.store import Store
+
+
+def examine(
+    job: Job, store: Store, done: Progress, ready: Mapping[str, Prepared], inputs: Mapping[str, Any]
+) -> Iterator[Event]:
+    """Write the `variants` rows that the cell still lacks; an arm whose session cannot be made is lost.
+
+    Arms with the same stored graph and settings are examined once: they are the same session.
+    """
+    todo = [one for name, one in ready.items() if name not in done.examined]
+    if not todo:
+        return
+    begin, started_at = time.perf_counter(), datetime.now(UTC)
+    task = ray.remote(max_calls=1, max_retries=1, **job.options())(_examine_one)
+    found: dict[str, Any] = {}
+    rows = []
+    for one in todo:
+        key = one.manifest["graph_sha256"] + engine.settings_sha256(one.settings)
+        if key not in found:
+            yield event("slot", job, detail=f"examining {one.arm.name}")
+            found[key] = outcome(task.remote(one.folder, one.settings, inputs))
+        if isinstance(found[key], Lost):
+            lost = replace(found[key], arm=one.arm.name, stage="examine", final=True)
+            yield from failure(job, store, done, lost)
+        else:
+            effects = _effects(store, one.arm.variant)
+            rows.append(variant_row(job.cell, one.arm, one.manifest, effects, one.settings, found[key]))
+            done.examined[one.arm.name] = rows[-1]
+    stem = f"{job.cell.id}-x" + ("" if len(done.examined) == len(rows) else str(len(done.examined)))
+    results.write_part(store, job.run, "variants", stem, rows)
+    wall = time.perf_counter() - begin
+    piece = {"piece": stem, "kind": "examine", "node": job.node_id, "started_at": started_at, "wall_s": wall}
+    results.write_part(store, job.run, "pieces", stem, [{**where(job.cell), **piece, "other_s": wall}])
+
+
+def _examine_one(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> executed.Executed:
+    """In a process of its own: saving the executed graph costs several times a load, and memory."""
+    return executed.examine(folder, settings, inputs, Path(tempfile.gettempdir()))
+
+
+def _effects(store: Store, variant: str) -> list[Mapping[str, Any]]:
+    """The effects of the passes that lead to `variant`, first one first."""
+    chain: list[Mapping[str, Any]] = []
+    step: str | None = variant
+    while step is not None:
+        manifest = store.manifest(step)
+        if manifest["kind"] == "pass":
+            chain.insert(0, manifest["effect"])
+        step = manifest["parent"]
+    return chain

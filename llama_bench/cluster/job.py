@@ -1,0 +1,114 @@
+"""What the parts of a cell's coordinator share: its job, its arms made ready, how a call is lost, what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from llama_bench import results
+from llama_bench.cluster.rows import where
+from llama_bench.errors import WorkError
+from llama_bench.plan import Arm, Cell
+from llama_bench.stats.progress import ONE_RESTART, Progress
+from llama_bench.store import Store
+from llama_bench.sweep import Measure
+
+DEADLINE_S = 1800.0  # for one call of one arm: a session that hangs costs its restart, not the sweep
+SHARE = 0.01  # CPU of an actor: explicit, since the group holds the cores and num_cpus=0 slips onto full nodes
+
+NICENESS = {"RAY_worker_niceness": "0"}
+"""Ray's workers run at nice 15: beside one busy process they would take four times as long."""
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""num_gpus=0 no longer hides GPUs (Ray 2.60): CPU targets must not see one."""
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a coordinator is told: the cell with its buildable arms, how to measure, where to write, and the node."""
+
+    cell: Cell
+    measure: Measure
+    store_uri: str
+    run: str
+    node_id: str
+    node: Mapping[str, Any]
+    memory_bytes: int
+    retry_failed: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the arms' processes; they are part of an arm's settings."""
+        return NICENESS | ({} if self.cell.target.needs_gpu else NO_GPU)
+
+    def options(self, share: int = 1) -> dict[str, Any]:
+        """Ray options of whatever runs a session: niceness 0, and a `share`-th of the GPU where there is one."""
+        gpu = {"num_gpus": int(10_000 / share) / 10_000} if self.cell.target.needs_gpu else {}
+        return {"num_cpus": SHARE, "runtime_env": {"env_vars": self.environment}, **gpu}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An arm ready to be timed: the local folder of its variant, its settings, its manifest."""
+
+    arm: Arm
+    folder: Path
+    settings: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A call that came to nothing: the arm, what it was doing, why, and whether trying again is pointless."""
+
+    arm: str | None
+    stage: str
+    kind: str
+    message: str
+    final: bool
+
+
+def outcome(reference: Any) -> Any:
+    """Wait for a call; return its value, or how it was lost."""
+    try:
+        return ray.get(reference, timeout=DEADLINE_S)
+    except GetTimeoutError:
+        return Lost(None, "", "timeout", f"did not answer within {DEADLINE_S:.0f} s", False)
+    except RayTaskError as error:
+        cause = error.cause
+        message = str(cause) if isinstance(cause, WorkError) else f"{type(cause).__name__}: {cause}"
+        return Lost(None, "", type(cause).__name__, " ".join(message.split()), True)
+    except RayError as error:  # the process died, the node ran out of memory, the node went away
+        return Lost(
+            None, "", type(error).__name__, f"its process was lost: {str(error).strip().splitlines()[0]}", False
+        )
+
+
+def failure(
+    job: Job, store: Store, done: Progress, lost: Lost, restart: int | None = None, group: int | None = None
+) -> Iterator[Event]:
+    """Write a row of `failures`, take the arm out when it is given up, and tell it."""
+    kind = lost.kind if lost.final else ONE_RESTART
+    row: dict[str, Any] = {"restart": restart, "group": group, "recipe": lost.arm, "stage": lost.stage, "kind": kind}
+    row |= {"message": lost.message, "node": job.node_id, "at": datetime.now(UTC)}
+    stem = f"{job.cell.id}-f{len(results.finished(store, job.run)['failures']):04d}"
+    results.write_part(store, job.run, "failures", stem, [{**where(job.cell), **row}])
+    if lost.final and lost.arm is not None:
+        done.lost.add(lost.arm)
+    what = f"{job.cell.label} {lost.arm or ''}".strip()
+    yield {"kind": "failure" if lost.final else "note", "label": what, "detail": f"{lost.stage}: {lost.message}"}
+
+
+def event(
+    kind: str, job: Job, state: str = "", done: int = 0, total: int = 0, seconds: float = 0.0, detail: str = ""
+) -> Event:
+    what = {"kind": kind, "label": job.cell.label, "state": state, "done": done, "total": total}
+    return {**what, "seconds": seconds, "detail": detail}

@@ -1,0 +1,137 @@
+"""Measuring: one coordinator a cell, each inside a placement group that holds its node; nodes side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from llama_bench import results
+from llama_bench.cluster.cell import measure_cell
+from llama_bench.cluster.connect import Node
+from llama_bench.cluster.events import Event, OnEvent, RunResult
+from llama_bench.cluster.job import SHARE, Job
+from llama_bench.cluster.rows import where
+from llama_bench.plan import Cell
+from llama_bench.stats.progress import ONE_RESTART
+from llama_bench.store import Store
+from llama_bench.sweep import Measure
+
+CELL_TRIES = 3  # a coordinator that was killed (out of memory, a lost node) goes on from its parts so often
+HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
+NODE_MEMORY_SHARE = 0.9  # of a node's memory for the arms of a cell: the coordinator and Ray need the rest
+
+
+class Measuring:
+    """Measures cells until none is left; `outcome` collects what came of them."""
+
+    def __init__(
+        self, store: Store, measure: Measure, outcome: RunResult, retry_failed: bool, on_event: OnEvent
+    ) -> None:
+        self.store, self.measure, self.outcome = store, measure, outcome
+        self.retry_failed, self.on_event = retry_failed, on_event
+        self.waiting: list[Cell] = []
+        self.tries: Counter[str] = Counter()
+
+    def run(self, cells: Iterable[Cell], nodes: Iterable[Node], facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Measure `cells`, each on a node that serves its target: one at a time on a node, nodes side by side."""
+        self.waiting.extend(cells)
+        idle = list(nodes)
+        running: dict[Any, tuple[Cell, Node, PlacementGroup]] = {}
+        try:
+            while self.waiting or running:
+                for node in list(idle):
+                    fitting = next((cell for cell in self.waiting if node.serves(cell.target)), None)
+                    if fitting is not None:
+                        self.waiting.remove(fitting)
+                        idle.remove(node)
+                        group = self._hold(node, fitting)
+                        if group is None:
+                            idle.append(node)
+                            continue
+                        running[self._start(fitting, node, group, facts[node.id])] = (fitting, node, group)
+                [ready], _ = ray.wait(list(running), num_returns=1)
+                cell, node, group = running[ready]
+                if not self._next_event(ready, cell):
+                    del running[ready]
+                    remove_placement_group(group)
+                    idle.append(node)
+        finally:
+            for generator, (_, _, group) in running.items():
+                ray.cancel(generator, force=True)
+                remove_placement_group(group)
+
+    def _hold(self, node: Node, cell: Cell) -> PlacementGroup | None:
+        """Hold the node's CPUs and memory, one unit of the cell's tag, and its GPU where the target wants one.
+
+        None, with a row of `failures`, when other work on Ray holds the node for too long.
+        """
+        bundle = {"CPU": node.resources["CPU"], "memory": float(_memory(node)), cell.target.tag: 1.0}
+        bundle |= {"GPU": 1.0} if cell.target.needs_gpu else {}
+        pinned = [{"ray.io/node-id": node.id}]
+        group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
+        if not group.wait(HOLD_S):
+            remove_placement_group(group)
+            why = f"{node.address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs or memory"
+            self._failed(cell, "busy", why)
+            return None
+        return group
+
+    def _start(self, cell: Cell, node: Node, group: PlacementGroup, facts: Mapping[str, Any]) -> Any:
+        run, memory = self.outcome.run, _memory(node)
+        job = Job(cell, self.measure, self.store.uri, run, node.id, facts, memory, self.retry_failed)
+        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(measure_cell)
+        return task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
+
+    def _next_event(self, generator: Any, cell: Cell) -> bool:
+        """Pass the coordinator's next event on; False when it has ended."""
+        try:
+            event = Event(**ray.get(next(generator)))
+        except StopIteration:
+            self.outcome.measured += 1
+            self.on_event(Event("cell", cell.label, "finished"))
+            return False
+        except RayError as error:
+            self._lost(cell, error)
+            return False
+        if event.kind == "failure":
+            self.outcome.failures.append(f"{event.label}: {event.detail}")
+        self.on_event(event)
+        return True
+
+    def _lost(self, cell: Cell, error: RayError) -> None:
+        """Write the row of a coordinator that ended early; one that was killed gets another try, from its parts."""
+        raised = isinstance(error, RayTaskError)  # an exception of our own would come again
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        message = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
+        self.tries[cell.id] += 1
+        again = not raised and self.tries[cell.id] < CELL_TRIES
+        if not again:
+            self._failed(cell, type(cause).__name__, message)
+            return
+        self._write_failure(cell, ONE_RESTART, message)
+        self.waiting.insert(0, cell)
+        self.on_event(Event("note", cell.label, detail=f"its coordinator was lost, trying again: {message}"))
+
+    def _failed(self, cell: Cell, kind: str, message: str) -> None:
+        self._write_failure(cell, kind, message)
+        self.outcome.failures.append(f"{cell.label}: {message}")
+        self.on_event(Event("failure", cell.label, detail=message))
+        self.on_event(Event("cell", cell.label, "failed"))
+
+    def _write_failure(self, cell: Cell, kind: str, message: str) -> None:
+        row = {**where(cell), "stage": "measure", "kind": kind, "message": message, "at": datetime.now(UTC)}
+        attempt = len(results.finished(self.store, self.outcome.run)["failures"])
+        results.write_part(self.store, self.outcome.run, "failures", f"{cell.id}-c{attempt:04d}", [row])
+
+
+def _memory(node: Node) -> int:
+    """Bytes of the node's memory that the arms of a cell may take together."""
+    return int(NODE_MEMORY_SHARE * node.resources.get("memory", 0.0))
