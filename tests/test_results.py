@@ -314,3 +314,17 @@ def test_twenty_thousand_parts_scan_in_seconds(store: Store) -> None:
     frames = results.scan(Path(store.uri) / RUN)
     assert frames["timings"].select(pl.len()).collect().item() == 12_000
     assert time.perf_counter() - start < 15
+
+
+# --- other readers ----------------------------------------------------------------------------------------------
+
+
+def test_duckdb_reads_the_same_rows_from_the_files(store: Store) -> None:
+    import duckdb
+
+    write_restart(store, "c0", 0)
+    write_restart(store, "c0", 1)
+    found = duckdb.sql(f"SELECT restart, recipe FROM read_parquet('{store.uri}/{RUN}/timings/*.parquet')").fetchall()
+    expected = results.scan(Path(store.uri) / RUN)["timings"].select("restart", "recipe").collect().rows()
+    assert sorted(found) == sorted(expected)
+    assert len(found) == 6

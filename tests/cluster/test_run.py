@@ -150,6 +150,24 @@ def test_a_killed_actor_costs_its_restart_which_is_done_again_under_a_new_number
     assert killed[0] not in frames.timings.select("pid").unique().collect().to_series()
 
 
+def test_a_killed_coordinator_is_started_again_and_goes_on_from_its_parts(tiny: dict[str, Any], store: Store) -> None:
+    killed: list[int] = []
+
+    def kill_it(event: Event) -> None:
+        if event.kind == "restart" and not killed:
+            [coordinator] = [p for p in psutil.process_iter() if f"ray::{event.label}" in " ".join(p.cmdline())]
+            killed.append(coordinator.pid)
+            coordinator.kill()
+
+    result, frames = run(tiny, store, kill_it)
+    assert killed
+    assert (result.measured, result.failures) == (1, [])
+    assert frames.failures.select("kind").collect().to_series().to_list() == ["lost"]
+    timed = frames.timings.group_by("restart").len().collect()
+    assert timed.height == 2
+    assert set(timed["len"]) == {4 * 2 * 3}
+
+
 def test_an_interrupted_run_goes_on_from_its_last_restart(tiny: dict[str, Any], store: Store) -> None:
     def interrupt(event: Event) -> None:
         if event.kind == "restart":

@@ -1,0 +1,51 @@
+"""How many restarts a cell gets: from the pilot's spread and seconds alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_bench.cluster.cell import _total
+from llama_bench.stats.progress import Progress
+from llama_bench.sweep import Measure
+
+NAMES = ["original", "a"]
+
+
+def progress(ratios: list[float], seconds: float = 10.0) -> Progress:
+    found = Progress("c", "original")
+    for name in NAMES:
+        found.restarts[name] = len(ratios)
+    found.ratios["a"] = list(ratios)
+    found.restart_s = [(0, seconds)] * len(ratios)
+    return found
+
+
+NOISY = [0.00, 0.04, -0.04, 0.03]
+
+
+def test_without_a_wanted_half_width_the_pilot_is_all() -> None:
+    assert _total(Measure(restarts=4, half_width=None), progress(NOISY), NAMES, 0, 1e9) == 4
+
+
+def test_an_unfinished_pilot_is_finished_first() -> None:
+    assert _total(Measure(restarts=4, half_width=0.001), progress(NOISY[:3]), NAMES, 0, 1e9) == 4
+
+
+def test_a_noisy_pilot_asks_for_more_and_the_budget_limits_it() -> None:
+    measure = Measure(restarts=4, half_width=0.01)
+    wanted = _total(measure, progress(NOISY), NAMES, 0, 1e9)
+    assert wanted > 50
+    assert _total(measure, progress(NOISY), NAMES, 0, 200.0) == 20
+    assert _total(measure, progress(NOISY), NAMES, 0, 1.0) == 4
+
+
+def test_a_quiet_pilot_is_enough() -> None:
+    assert _total(Measure(restarts=4, half_width=0.01), progress([0.1, 0.1001, 0.1, 0.1001]), NAMES, 0, 1e9) == 4
+
+
+@pytest.mark.parametrize("later", [0.5, -0.5, 0.0])
+def test_what_comes_after_the_pilot_changes_nothing(later: float) -> None:
+    measure = Measure(restarts=4, half_width=0.01)
+    grown = progress([*NOISY, later, later])
+    grown.restart_s = [(0, 10.0)] * 4 + [(0, 99.0)] * 2
+    assert _total(measure, grown, NAMES, 0, 200.0) == _total(measure, progress(NOISY), NAMES, 0, 200.0)

@@ -1,0 +1,114 @@
+"""How far a cell is, from parts on disk."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_bench import results
+from llama_bench.stats import progress
+from llama_bench.store import Store
+from llama_bench.sweep import Measure
+
+RUN, CELL = "s/20260101-000000-abc", "c0"
+WHERE = {"cell": CELL, "model": "m", "workload": "w", "target": "t"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    results.write_run(store, RUN, {"fingerprint": "abc"})
+    return store
+
+
+def restart(store: Store, number: int, seconds: dict[str, float], *, committed: bool = True, group: int = 0) -> None:
+    """Write the parts of one restart in which each arm took so many seconds in each of two blocks."""
+    where = {**WHERE, "restart": number, "group": group}
+    rows = [
+        {**where, "block": block, "position": i, "recipe": name, "control": name == "control",
+         "log_seconds": math.log(value)}
+        for block in range(2)
+        for i, (name, value) in enumerate(seconds.items())
+    ]  # fmt: skip
+    stem = f"{CELL}-r{number:04d}"
+    results.write_part(store, RUN, "blocks", stem, rows)
+    if committed:
+        piece = {"piece": stem, "kind": "restart", "wall_s": 10.0 + number, "started_at": datetime.now(UTC)}
+        results.write_part(store, RUN, "pieces", stem, [{**where, **piece}])
+
+
+def failure(store: Store, recipe: str, kind: str, number: int | None = None) -> None:
+    row = {**WHERE, "recipe": recipe, "kind": kind, "restart": number, "stage": "slot", "at": datetime.now(UTC)}
+    results.write_part(store, RUN, "failures", f"{CELL}-f{number}{recipe}", [row])
+
+
+def read(store: Store, **options: Any) -> progress.Progress:
+    return progress.read(store, RUN, CELL, "original", **options)
+
+
+def test_a_cell_without_parts_begins_at_restart_zero(store: Store) -> None:
+    found = read(store)
+    assert (found.next_restart, dict(found.restarts), found.lost) == (0, {}, set())
+
+
+def test_finished_restarts_are_counted_for_each_arm_and_give_its_ratios(store: Store) -> None:
+    restart(store, 0, {"original": 1.0, "fast": 0.5, "control": 1.0})
+    restart(store, 1, {"original": 1.0, "fast": 0.25, "control": 1.0})
+    found = read(store)
+    assert (found.restarts["fast"], found.restarts["original"], found.next_restart) == (2, 2, 2)
+    assert found.ratios["fast"] == pytest.approx([math.log(0.5), math.log(0.25)])
+    assert found.pilot_s(0, 2) == 10.5
+
+
+def test_a_restart_that_was_not_committed_does_not_count_but_its_number_is_spent(store: Store) -> None:
+    restart(store, 0, {"original": 1.0, "fast": 0.5}, committed=False)
+    found = read(store)
+    assert found.restarts["fast"] == 0
+    assert found.next_restart == 1
+
+
+def test_a_lost_restart_spends_its_number_and_keeps_the_arm(store: Store) -> None:
+    failure(store, "fast", progress.ONE_RESTART, 4)
+    found = read(store)
+    assert (found.next_restart, found.lost) == (5, set())
+
+
+def test_an_arm_that_was_given_up_is_lost_until_failures_are_retried(store: Store) -> None:
+    failure(store, "fast", "WorkError", 0)
+    assert read(store).lost == {"fast"}
+    assert read(store, retry_failed=True).lost == set()
+
+
+def test_progress_kept_in_memory_equals_progress_read_from_disk(store: Store) -> None:
+    kept = read(store)
+    for number, fast in enumerate([0.5, 0.6, 0.4]):
+        restart(store, number, {"original": 1.0, "fast": fast, "control": 1.0})
+        blocks = results.scan(store.url(RUN))["blocks"].collect()
+        kept.add(blocks.filter(blocks["restart"] == number), [(0, 10.0 + number)])
+    assert kept == read(store)
+
+
+def test_folding_changes_no_progress(store: Store) -> None:
+    for number in range(3):
+        restart(store, number, {"original": 1.0, "fast": 0.5 + number / 10})
+    before = read(store)
+    results.fold(store, RUN, CELL)
+    assert read(store) == before
+
+
+def test_the_noisiest_arm_asks_for_the_restarts_and_controls_and_no_ops_for_none(store: Store) -> None:
+    for number, noise in enumerate([0.9, 1.1, 0.9, 1.1]):
+        restart(store, number, {"original": 1.0, "quiet": 0.5, "noisy": 0.5 * noise, "control": 1.0 * noise})
+    found = read(store)
+    measure = Measure(restarts=4, half_width=0.05)
+    noisy = found.wanted(measure)
+    assert noisy > 20
+    identity = dict.fromkeys(("executed_sha256", "placement_sha256", "settings_sha256", "engine"), "same")
+    effect = {"nodes_changed": 0, "nodes_before": 1, "nodes_after": 1, "histogram_difference": None}
+    found.examined = {name: {**identity, **effect} for name in ("original", "noisy")}
+    assert found.wanted(measure) == 4
+    assert found.wanted(Measure(restarts=4, half_width=None)) == 4
