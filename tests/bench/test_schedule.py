@@ -27,7 +27,7 @@ def test_the_orders_are_pinned_so_that_a_sweep_is_measured_alike_everywhere() ->
     assert block_orders(7, "cell", 0, 0, 2, ["a", "b", "c", "d"]) == PINNED
 
 
-PINNED: list[list[str]] = []
+PINNED = [["c", "a", "b", "d"], ["d", "b", "c", "a"]]
 
 
 def test_no_arm_is_first_more_often_than_chance_allows() -> None:

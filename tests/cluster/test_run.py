@@ -15,7 +15,7 @@ import pytest
 import llama_bench
 from llama_bench.cluster import driver
 from llama_bench.cluster.events import Event, RunResult
-from llama_bench.errors import InputError
+from llama_bench.errors import InputError, WorkError
 from llama_bench.stats.views import Frames
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
@@ -102,6 +102,10 @@ def test_running_a_finished_sweep_again_measures_nothing(finished: Any) -> None:
     assert after.timings.collect().equals(before)
 
 
+def now() -> float:
+    return time.time()
+
+
 def test_while_a_cell_is_timed_nothing_else_gets_a_core(tiny: dict[str, Any], store: Store) -> None:
     import ray
 
@@ -109,7 +113,7 @@ def test_while_a_cell_is_timed_nothing_else_gets_a_core(tiny: dict[str, Any], st
 
     def intrude(event: Event) -> None:
         if event.kind == "slot" and "block" in event.detail and not intruders:
-            intruders.append(ray.remote(num_cpus=1)(time.time).remote())
+            intruders.append(ray.remote(num_cpus=1)(now).remote())
 
     _, frames = run(tiny, store, intrude)
     last = frames.blocks.select(pl.col("started_at").max()).collect().item()
@@ -185,7 +189,7 @@ def test_an_interrupted_run_goes_on_from_its_last_restart(tiny: dict[str, Any], 
 
 
 def test_an_arm_whose_session_cannot_be_made_fails_alone(tiny: dict[str, Any], store: Store) -> None:
-    tiny["recipes"]["broken"] = {"session": {"config": {"session.intra_op_thread_affinities": "nonsense"}}}
+    tiny["recipes"]["broken"] = {"session": {"config": {"session.load_model_format": "ORT"}}}
     result, frames = run(tiny, store)
     assert len(result.failures) == 1
     assert "broken" in result.failures[0]
@@ -195,13 +199,20 @@ def test_an_arm_whose_session_cannot_be_made_fails_alone(tiny: dict[str, Any], s
 
 
 def test_a_model_that_no_builder_has_memory_for_is_a_failure_at_once(tiny: dict[str, Any], store: Store) -> None:
-    tiny["models"].append({**tiny["models"][0], "hidden_size": 65536, "intermediate_size": 65536})
+    tiny["models"].append({**tiny["models"][0], "hidden_size": 16384, "intermediate_size": 16384})
     begin = time.monotonic()
-    result, frames = run(tiny, store, only="model=h65536*")
+    result, frames = run(tiny, store, only="model=h16384*")
     assert time.monotonic() - begin < 30
     assert "GB of memory, the largest builder has" in result.failures[0]
-    verdicts = frames.speedups.filter(pl.col("model") == "h65536-a2-l1").select("verdict").collect().to_series()
+    verdicts = frames.speedups.filter(pl.col("model") == "h16384-a2-l1").select("verdict").collect().to_series()
     assert set(verdicts) == {"failed"}
+
+
+def test_a_store_with_too_little_room_is_named_before_anything_is_built(tiny: dict[str, Any], store: Store) -> None:
+    tiny["models"][0] |= {"hidden_size": 2**20, "intermediate_size": 2**20}
+    with pytest.raises(WorkError, match=r"GB of room, the sweep needs 3\d{4}\.\d GB"):
+        run(tiny, store)
+    assert store.keys("artifacts") == []
 
 
 def test_only_measures_a_part_and_the_whole_sweep_then_goes_on_in_the_same_run(
