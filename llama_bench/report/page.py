@@ -24,7 +24,7 @@ _DARK_CHARTS = "".join(f'svg [fill="{c}"]{{fill:{d}}}svg [stroke="{c}"]{{stroke:
 
 STYLE = f"""
 :root{{color-scheme:light dark;--ink:{INK};--paper:{PAPER};--faint:{FAINT};--soft:#f6f8fa}}
-body{{margin:0 auto;padding:1.5rem;max-width:72rem;font:16px/1.5 system-ui,sans-serif}}
+body{{margin:0 auto;padding:1.5rem;max-width:78rem;font:16px/1.5 system-ui,sans-serif}}
 body{{color:var(--ink);background:var(--paper)}}
 h1{{font-size:1.6rem;margin:0 0 .5rem}}
 h2{{font-size:1.25rem;margin:2rem 0 .5rem}}
@@ -33,7 +33,7 @@ h3{{font-size:1rem;margin:1.5rem 0 .25rem}}
 .answer p{{margin:.25rem 0}}
 .wide{{overflow-x:auto}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
-th,td{{padding:.3rem .7rem;border-bottom:1px solid var(--faint);text-align:right;white-space:nowrap}}
+th,td{{padding:.25rem .5rem;font-size:.93rem;border-bottom:1px solid var(--faint);text-align:right;white-space:nowrap}}
 th{{background:var(--soft)}}
 th:first-child,td:first-child,.text th,.text td{{text-align:left}}
 .text td:last-child{{white-space:normal}}

@@ -32,8 +32,12 @@ def answer(speedups: pl.DataFrame, run: Row) -> list[str]:
 
 
 def results(speedups: pl.DataFrame, run: Row) -> list[Table]:
-    """Return one table a target × workload × model, the largest model first; none for what no node served."""
-    served = speedups.filter(pl.col("verdict") != "unserved")
+    """Return one table a target × workload × model, the largest model first.
+
+    None for what no node served, or what this run left out altogether (`--only`, or stopped before it).
+    """
+    left_out = (pl.col("verdict") == "skipped").all().over("cell")
+    served = speedups.filter(pl.col("verdict") != "unserved", ~left_out)
     tables = []
     for target in _targets(served):
         part = served.filter(pl.col("target") == target)

@@ -128,3 +128,12 @@ def test_failures_are_counted_and_named(synthetic: ModuleType) -> None:
     assert table is not None
     assert table.rows == (("build", "WorkError", "h512-a4-l2 · prefill · B · bad", "2", "too large"),)
     assert tables.failures(failures.clear()) is None
+
+
+def test_a_cell_that_the_run_left_out_has_no_table_of_dashes(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(512, 1024))
+    left_out = next(cell["id"] for cell in world.run["cells"] if cell["hidden_size"] == 1024)
+    for dataset in ("timings", "blocks", "variants", "machines", "accuracy", "pieces"):
+        world.rows[dataset] = [row for row in world.rows[dataset] if row["cell"] != left_out]
+    [table] = tables.results(*made(world))
+    assert "h512" in table.title
