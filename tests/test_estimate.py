@@ -53,7 +53,7 @@ def test_outputs_are_hidden_states_and_the_cache_of_every_layer() -> None:
 
 
 def test_an_arm_of_the_studys_largest_model_takes_what_was_measured() -> None:
-    assert arm_bytes(STUDY, PREFILL) == pytest.approx(1.8e9, rel=0.1)  # 1.8 GB a session
+    assert arm_bytes(STUDY, PREFILL) == pytest.approx(2.5e9, rel=0.1)  # 2.48 GB of its own, measured
 
 
 def test_weights_are_counted_once_however_many_recipes_and_opsets_use_them() -> None:

@@ -25,7 +25,7 @@ from llama_bench.sweep import Measure
 
 CELL_TRIES = 3  # a coordinator that was killed (out of memory, a lost node) goes on from its parts so often
 HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
-NODE_MEMORY_SHARE = 0.9  # of a node's memory for the arms of a cell: the coordinator and Ray need the rest
+NODE_MEMORY_SHARE = 0.8  # of a node's memory for the arms of a cell: the coordinator and Ray need the rest
 
 
 class Measuring:
