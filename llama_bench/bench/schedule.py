@@ -21,6 +21,15 @@ def block_orders(seed: int, cell: str, restart: int, group: int, blocks: int, ar
     return [[arms[i] for i in generator.permutation(len(arms))] for _ in range(blocks)]
 
 
+def start_order(seed: int, cell: str, restart: int, group: int, arms: Sequence[str]) -> list[str]:
+    """Draw the order in which a restart starts, loads and warms up its arms.
+
+    Whoever touches memory first may get the better pages: the baseline must not always be the one.
+    """
+    [order] = block_orders(seed, f"{cell}/start", restart, group, 1, arms)
+    return order
+
+
 def groups(arms: Sequence[str], always: Sequence[str], bytes_of: dict[str, int], budget: int) -> list[list[str]]:
     """Split `arms` into groups whose bytes fit into `budget`, each with the arms of `always` (baseline and control).
 

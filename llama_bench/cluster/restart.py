@@ -33,7 +33,9 @@ def restart_once(
     """One restart: fresh processes for every arm, then its blocks; return the rows of each dataset, or a Lost."""
     started_at, clock = datetime.now(UTC), _Clock()
     actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **job.options(len(arms)))(ArmProcess)
-    ready = {one.arm.name: one for one in arms}
+    by_name = {one.arm.name: one for one in arms}
+    first = schedule.start_order(job.measure.seed, job.cell.id, restart, group, list(by_name))
+    ready = {name: by_name[name] for name in first}
     actors = {name: actor.remote() for name in ready}
     said: dict[str, dict[str, Any]] = {name: {} for name in ready}
     slots = []
@@ -54,7 +56,7 @@ def restart_once(
                     if isinstance(answer, Lost):
                         return replace(answer, arm=name, stage=stage)
                     said[name][stage] = answer
-        orders = schedule.block_orders(job.measure.seed, job.cell.id, restart, group, job.measure.blocks, list(ready))
+        orders = schedule.block_orders(job.measure.seed, job.cell.id, restart, group, job.measure.blocks, list(by_name))
         for block, order in enumerate(orders):
             for position, name in enumerate(order):
                 yield event("slot", job, detail=f"{title} block {block + 1}/{len(orders)} {name}")

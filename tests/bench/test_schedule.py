@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from llama_bench.bench.schedule import block_orders, groups
+from llama_bench.bench.schedule import block_orders, groups, start_order
 
 ARMS = ["original", "a", "b", "c", "control"]
 
@@ -33,6 +33,13 @@ PINNED = [["c", "a", "b", "d"], ["d", "b", "c", "a"]]
 def test_no_arm_is_first_more_often_than_chance_allows() -> None:
     first = Counter(order[0] for order in block_orders(1, "cell", 0, 0, 2000, ARMS))
     assert all(abs(count - 400) < 90 for count in first.values())  # 5 standard deviations
+
+
+def test_the_order_of_starting_is_drawn_too_so_that_the_baseline_is_not_always_first() -> None:
+    orders = [start_order(7, "cell", restart, 0, ARMS) for restart in range(200)]
+    assert all(sorted(order) == sorted(ARMS) for order in orders)
+    assert {order[0] for order in orders} == set(ARMS)
+    assert orders == [start_order(7, "cell", restart, 0, ARMS) for restart in range(200)]
 
 
 def test_arms_that_fit_together_are_one_group() -> None:
