@@ -67,3 +67,9 @@ def test_two_builds_of_onnx_runtime_are_an_error_that_says_what_to_do(monkeypatc
 def test_the_measuring_fingerprint_covers_parts_that_exist_and_no_reports() -> None:
     assert len(versions.measuring()) == 64
     assert not {"report", "cli", "stats"} & set(versions.MEASURING)
+
+
+def test_every_family_of_passes_has_a_build_stage_whose_versions_are_known() -> None:
+    from llama_bench.passes import PASSES
+
+    assert set(versions.STAGES) == {"export", *PASSES}
