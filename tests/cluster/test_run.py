@@ -102,6 +102,11 @@ def test_running_a_finished_sweep_again_measures_nothing(finished: Any) -> None:
     assert after.timings.collect().equals(before)
 
 
+def processes(title: str) -> list[psutil.Process]:
+    """The living processes with `title` on their command line; one that has just died has no command line."""
+    return [p for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or [])]
+
+
 def now() -> float:
     return time.time()
 
@@ -141,7 +146,7 @@ def test_a_killed_actor_costs_its_restart_which_is_done_again_under_a_new_number
 
     def kill_one(event: Event) -> None:
         if event.kind == "slot" and "block 2" in event.detail and not killed:
-            arms = [p for p in psutil.process_iter() if any("ray::Arm" in word for word in p.cmdline())]
+            arms = processes("ray::Arm")
             killed.append(arms[0].pid)
             arms[0].kill()
 
@@ -159,7 +164,7 @@ def test_a_killed_coordinator_is_started_again_and_goes_on_from_its_parts(tiny: 
 
     def kill_it(event: Event) -> None:
         if event.kind == "restart" and not killed:
-            [coordinator] = [p for p in psutil.process_iter() if f"ray::{event.label}" in " ".join(p.cmdline())]
+            [coordinator] = processes(f"ray::{event.label}")
             killed.append(coordinator.pid)
             coordinator.kill()
 
