@@ -20,7 +20,10 @@ SHAPING = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxoptimizer", "numpy", "
 
 ENGINE = ("onnxruntime-gpu", "onnxruntime")
 
-MEASURING = ("model", "passes", "engines", "bench", "graph", "cluster.arm", "cluster.cell", "cluster.restart")
+MEASURING = (
+    "model", "passes", "engines", "bench", "graph",
+    "cluster.arm", "cluster.cell", "cluster.examine", "cluster.job", "cluster.restart", "cluster.rows",
+)  # fmt: skip
 """The parts of this package that decide what is timed and how."""
 
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -17,14 +17,10 @@ from ray.exceptions import RayError
 from llama_bench import results
 from llama_bench.cluster.connect import BUILDER, Node
 from llama_bench.errors import LlamaBenchError
-from llama_bench.estimate import BUILD_MEMORY
-from llama_bench.model.weights import weight_bytes
+from llama_bench.estimate import build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Workload
-
-MEMORY_BASE = 700_000_000
-"""Bytes that a build takes however small its model: torch, onnx and the exporter themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +110,7 @@ def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     while export.parent is not None:
         export = plan.artifacts[export.parent]
     model = Model.model_validate(export.spec["model"])
-    factor = BUILD_MEMORY[model.exporter if artifact.kind == "export" else "pass"]
-    return int(MEMORY_BASE + factor * weight_bytes(model))
+    return build_memory(model, artifact.kind)
 
 
 def _without_building(
