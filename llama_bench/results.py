@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_bench.errors import InputError, WorkError, nearest
-from llama_bench.schemas import SCHEMA_VERSION, SCHEMAS, SORT
+from llama_bench.schemas import READABLE, SCHEMA_VERSION, SCHEMAS, SORT
 from llama_bench.store import RESERVED, Store
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ UNVOUCHED = ("failures", "ceilings")
 
 FOLDED = ("timings", "blocks", "accuracy", "machines", "pieces")
 """Datasets of which a finished cell's parts become one, in this order: `pieces` makes the others count."""
+
+VERSION_1 = {"kept": True, "phase": "main"}
+"""Columns that version 1 did not have → what they would have held."""
 
 _VERSION, _HOLDS = b"llama_bench.schema_version", b"llama_bench.holds"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -235,7 +238,12 @@ def scan(path: str | Path) -> dict[str, pl.LazyFrame]:
         frames[dataset] = pl.DataFrame(schema.empty_table()).lazy()
         if files := [store.url(part.key) for part in parts[dataset]]:
             columns = frames[dataset].collect_schema()
-            frames[dataset] = pl.scan_parquet(files, schema=columns, hive_partitioning=False, glob=False)
+            frames[dataset] = pl.scan_parquet(
+                files, schema=columns, missing_columns="insert", hive_partitioning=False, glob=False
+            )
+        frames[dataset] = frames[dataset].with_columns(
+            pl.col(column).fill_null(value) for column, value in VERSION_1.items() if column in schema.names
+        )
     return frames
 
 
@@ -285,8 +293,9 @@ def _part(store: Store, key: str) -> Part:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{name}: truncated, or not a Parquet part: {str(error).splitlines()[0]}") from error
     version = metadata.get(_VERSION, b"none").decode()
-    if version != str(SCHEMA_VERSION):
-        raise InputError(f"{name}: schema version {version}, but this llama_bench reads version {SCHEMA_VERSION}")
+    if version not in map(str, READABLE):
+        able = " and ".join(map(str, READABLE))
+        raise InputError(f"{name}: schema version {version}, but this llama_bench reads versions {able}")
     stem = key.rpartition("/")[2].removesuffix(".parquet")
     return Part(key, stem, frozenset(json.loads(metadata.get(_HOLDS, b"[]"))))
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+READABLE = (1, 2)
+"""Versions that can be read; a column that an older one lacks is null."""
 
 _S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _T = pa.timestamp("us", tz="UTC")
 
 _CELL = [("cell", _S), ("model", _S), ("workload", _S), ("target", _S)]
-_REPLICATE = [*_CELL, ("restart", _I), ("group", _I)]
+_REPLICATE = [*_CELL, ("restart", _I), ("group", _I), ("phase", _S)]
+"""`phase` is "main" (null in version 1) or "confirm": the fresh restarts that confirm a cell's fastest recipe."""
 
 # A table of columns reads better several to a line.
 # fmt: off
@@ -20,20 +24,24 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             ("piece", _S), ("kind", _S), *_REPLICATE, ("node", _S), ("started_at", _T), ("wall_s", _F),
             ("start_s", _F), ("load_s", _F), ("warmup_s", _F), ("washout_s", _F), ("timed_s", _F), ("other_s", _F),
+            ("blocks", _I), ("dropped", _I),
         ]
     ),
-    # one row a timed run
+    # one row a timed run; busy_s is what a recipe's `slowdown` took of it, kept is its block's
     "timings": pa.schema(
         [
             *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("run_index", _I),
-            ("seconds", _F), ("pid", _I), ("process_started_at", _T),
+            ("seconds", _F), ("busy_s", _F), ("kept", _B), ("pid", _I), ("process_started_at", _T),
         ]
     ),
-    # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs
+    # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs. What was seen
+    # around it is its block's: `disturbed` says by what, and a block that is not `kept` was measured again
     "blocks": pa.schema(
         [
             *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("log_seconds", _F),
             ("washout_runs", _I), ("washout_s", _F), ("timed_s", _F), ("started_at", _T), ("pid", _I),
+            ("kept", _B), ("disturbed", _S), ("steal", _F), ("cpu_pressure", _F), ("sm_mhz", _F), ("power_w", _F),
+            ("throttle", _S), ("foreign", _S),
         ]
     ),
     # one row an arm of a cell: what its passes did to the graph, and what ONNX Runtime really executes
@@ -49,13 +57,17 @@ SCHEMAS: dict[str, pa.Schema] = {
     # one row an output of an arm in a restart: the timed session's answer against torch in fp32
     "accuracy": pa.schema(
         [
-            *_REPLICATE, ("recipe", _S), ("control", _B), ("output", _S), ("max_abs", _F), ("max_rel", _F),
-            ("nonfinite", _I), ("bound", _F), ("within_bound", _B),
+            *_REPLICATE, ("recipe", _S), ("control", _B), ("output", _S), ("class", _S), ("max_abs", _F),
+            ("max_rel", _F), ("cosine", _F), ("kl", _F), ("top1", _F), ("nan", _I), ("infinite", _I),
+            ("nonfinite", _I), ("bound", _F), ("bounds", _S), ("within_bound", _B), ("violated", _S),
         ]
     ),
-    # one row a ceiling of a node (a matrix product, a copy); filled where ceilings are measured
+    # one row a ceiling of a node: operations a second of a matrix product in a precision, or bytes a second
     "ceilings": pa.schema(
-        [("node", _S), ("target", _S), ("what", _S), ("dtype", _S), ("per_second", _F), ("measured_at", _T)]
+        [
+            ("node", _S), ("hardware", _S), ("target", _S), ("what", _S), ("dtype", _S), ("per_second", _F),
+            ("how", _S), ("threads", _I), ("cache_bytes", _I), ("measured_at", _T),
+        ]
     ),
     # one row an arm's process in a restart: the node it ran on and how it was set up
     "machines": pa.schema(
@@ -63,7 +75,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             *_REPLICATE, ("recipe", _S), ("control", _B), ("pid", _I), ("process_started_at", _T), ("niceness", _I),
             ("threads", _I), ("provider", _S), ("warmup_runs", _I), ("steady", _B), ("node", _S), ("hostname", _S),
             ("cpu", _S), ("physical_cores", _I), ("logical_cores", _I), ("memory_bytes", _I), ("gpu", _S),
-            ("facts", _S),
+            ("hardware", _S), ("load_1m", _F), ("steal", _F), ("cpu_pressure", _F), ("memory_pressure", _F),
+            ("cpu_mhz", _F), ("memory_available_bytes", _I), ("busy", _S), ("sm_mhz", _F), ("power_w", _F),
+            ("temperature_c", _F), ("throttle", _S), ("versions", _S), ("facts", _S),
         ]
     ),
     # one row a failure: what failed, where, why
@@ -83,7 +97,7 @@ SORT: dict[str, list[str]] = {
     "blocks": ["cell", "restart", "group", "block", "position"],
     "variants": ["cell", "control", "recipe"],
     "accuracy": ["cell", "restart", "group", "control", "recipe", "output"],
-    "ceilings": ["node", "target", "what", "dtype"],
+    "ceilings": ["hardware", "target", "what", "dtype"],
     "machines": ["cell", "restart", "group", "control", "recipe"],
     "failures": ["at", "cell", "artifact", "recipe"],
 }

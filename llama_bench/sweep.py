@@ -59,6 +59,7 @@ class Model(Part):
     tie_word_embeddings: Flag = Field(False, description="lm_head shares the embedding's weights.")
     head: Literal["lm", "none"] = Field("lm", description="`lm`: with lm_head; `none`: the decoder stack alone.")
     attention_mask: Flag = Field(False, description="`attention_mask` [B, S] as an input, or causal only.")
+    flatten_tokens: Flag = Field(False, description="Linear layers see [B·S, hidden]: 2-D products, as Gemm wants.")
     exporter: Literal["dynamo", "torchscript"] = Field("dynamo", description="torch.onnx.export(dynamo=True or False).")
     opset: int = Field(18, ge=13, le=25, strict=True, description="ONNX opset; torchscript goes up to 20.")
     constant_folding: Flag = Field(True, description="The exporter computes what is constant.")
@@ -132,6 +133,9 @@ class Session(Part):
     )
     tf32: Flag = Field(True, description="CUDA: fp32 matrix products in TF32 (ONNX Runtime's default).")
     cuda_graph: Flag = Field(False, description="CUDA: replay the run as one captured graph.")
+    slowdown: float = Field(
+        0.0, ge=0, le=10, description="A busy loop in every run, of this share of the arm's own median: a known truth."
+    )
     provider_options: dict[str, Scalar] = Field(default_factory=dict, description="Further options of the provider.")
     config: dict[str, str] = Field(default_factory=dict, description="Session configuration entries, by their key.")
 
@@ -179,6 +183,18 @@ class Target(Part):
         return self.provider != "CPUExecutionProvider"
 
 
+class AccuracyBounds(Part):
+    """How far an approximation may be from torch in fp32 before it is `wrong`; null leaves a bound out.
+
+    Exact rewrites have tight bounds of their own (:mod:`llama_bench.bench.accuracy`) that no sweep loosens.
+    """
+
+    max_rel: float | None = Field(None, gt=0, description="Largest error of any output, relative to its largest value.")
+    min_cosine: float | None = Field(0.99, gt=-1, le=1, description="Cosine between an output and its reference.")
+    max_kl: float | None = Field(0.1, gt=0, description="Mean KL divergence of the next-token distribution, in nats.")
+    min_top1: float | None = Field(0.9, gt=0, le=1, description="Share of tokens whose most likely successor agrees.")
+
+
 class Measure(Part):
     """How much is measured, and against what."""
 
@@ -190,6 +206,8 @@ class Measure(Part):
         0.01, gt=0, lt=1, description="Wanted half-width of a speedup's interval (0.01 is 1 %); null: pilot only."
     )
     budget_s: float = Field(7200.0, gt=0, description="Seconds a cell may take; the pilot is measured in any case.")
+    confirm: Flag = Field(True, description="A cell's fastest recipe is confirmed on as many fresh restarts again.")
+    accuracy: AccuracyBounds = Field(AccuracyBounds(), description="Bounds of approximate recipes.")
     seed: Seed = Field(0, description="Seed of the order of the arms.")
 
 

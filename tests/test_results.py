@@ -67,7 +67,7 @@ def test_a_part_comes_back_sorted_typed_and_with_its_version(store: Store) -> No
     assert frame.select("block", "position").rows() == [(0, 0), (0, 1), (1, 0)]
     assert frame["process_started_at"].to_list() == [at] * 3 and frame["recipe"].to_list() == [None] * 3
     written = pq.read_metadata(store.url(f"{RUN}/timings/c-r0000.parquet"))
-    assert written.metadata[b"llama_bench.schema_version"] == b"1"
+    assert written.metadata[b"llama_bench.schema_version"] == b"2"
     assert written.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -238,7 +238,9 @@ def test_a_part_of_another_schema_version_is_named(store: Store) -> None:
     part = store.url(f"{RUN}/timings/c-r0000.parquet")
     table = pq.read_table(part)
     pq.write_table(table.replace_schema_metadata({"llama_bench.schema_version": "99"}), part)
-    with pytest.raises(InputError, match=r"c-r0000\.parquet: schema version 99, but this llama_bench reads version 1"):
+    with pytest.raises(
+        InputError, match=r"c-r0000\.parquet: schema version 99, but this llama_bench reads versions 1 and 2"
+    ):
         results.scan(Path(store.uri) / RUN)
     pq.write_table(table.replace_schema_metadata(None), part)
     with pytest.raises(InputError, match="schema version none"):
@@ -328,3 +330,17 @@ def test_duckdb_reads_the_same_rows_from_the_files(store: Store) -> None:
     expected = results.scan(Path(store.uri) / RUN)["timings"].select("restart", "recipe").collect().rows()
     assert sorted(found) == sorted(expected)
     assert len(found) == 6
+
+
+def test_a_part_of_version_1_is_read_with_what_its_missing_columns_would_have_held(store: Store) -> None:
+    write_restart(store, "c", 0)
+    for dataset in ("timings", "blocks", "pieces"):
+        part = store.url(f"{RUN}/{dataset}/c-r0000.parquet")
+        table = pq.read_table(part)
+        older = table.drop_columns([name for name in ("phase", "kept", "busy_s") if name in table.column_names])
+        pq.write_table(older.replace_schema_metadata({"llama_bench.schema_version": "1"}), part)
+    frames = results.scan(store.url(RUN))
+    timings = frames["timings"].collect()
+    assert timings["kept"].to_list() == [True] * len(timings)
+    assert set(timings["phase"]) == {"main"}
+    assert timings["busy_s"].null_count() == len(timings)
