@@ -22,7 +22,8 @@ ENGINE = ("onnxruntime-gpu", "onnxruntime")
 
 MEASURING = (
     "model", "passes", "engines", "bench", "graph",
-    "cluster.arm", "cluster.cell", "cluster.examine", "cluster.job", "cluster.restart", "cluster.rows",
+    "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.examine", "cluster.job",
+    "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows",
 )  # fmt: skip
 """The parts of this package that decide what is timed and how."""
 

@@ -1,4 +1,4 @@
-"""What this machine is and what would make its numbers doubtful. A leaf: it imports nothing of llama_bench."""
+"""What this machine is and what would make its numbers doubtful. A leaf with `cpu`, `nvml` and `proc` beside it."""
 
 from __future__ import annotations
 
@@ -8,59 +8,73 @@ import os
 import platform
 import socket
 import time
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import psutil
 
+from llama_bench.bench import cpu, nvml, proc
+
 BUSY_SHARE = 0.10  # of one core, by processes that are not ours
 LOAD_SHARE = 0.25  # of the cores
+STEAL_SHARE = 0.01  # of the CPU time asked for since the machine started
+LOOK_S = 0.2  # a share of CPU time over less is mostly the kernel's rounding to ticks of 10 ms
+MOST_BUSY = 3
+
+PASSING = ("now", "hostname", "niceness", "memory_bytes", "memory_limit_bytes")
+"""Facts that are no part of a machine's identity: the moment, its name, the asking process; memory counts in GiB."""
 
 
-def physical_cores() -> int:
-    """Physical cores this process may use: no more than its affinity and its container's CPU quota allow."""
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    quota = cpu_quota()
-    return max(1, min(physical, allowed, int(quota) if quota else physical))
+class Moments:
+    """What the machine is doing, once a restart: busy processes and stolen time are those since the last time asked.
+
+    `own` are the process ids that are no news: the coordinator and its arms. This process never is. The first moment
+    looks back to when the object was made.
+    """
+
+    def __init__(self, gpu: bool, visible: str | None = None) -> None:
+        self._gpu = nvml.Gpu(visible) if gpu else None
+        self._last = _cpu_seconds()
+        self._time = proc.cpu_time(proc.read("/proc/stat"))
+        self._at_s = time.perf_counter()
+
+    def now(self, own: Collection[int] = (), most: int = MOST_BUSY) -> dict[str, Any]:
+        """Return the moment's columns of dataset `machines`, the `most` busiest processes among them; None is unseen.
+
+        It takes 4 ms beside 90 processes. `busy` is empty when nothing is, and None sooner than 0.2 s after the last.
+        """
+        current, at_s, cpu_time = _cpu_seconds(), time.perf_counter(), proc.cpu_time(proc.read("/proc/stat"))
+        busy = _busy(self._last, current, at_s - self._at_s, {*own, os.getpid()}, most)
+        stolen = proc.stolen_share(self._time, cpu_time)
+        self._last, self._at_s, self._time = current, at_s, cpu_time
+        look = self._gpu.read() if self._gpu is not None else None
+        return {
+            "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "steal": stolen,
+            "cpu_pressure": proc.stalled_share(proc.read("/proc/pressure/cpu")),
+            "memory_pressure": proc.stalled_share(proc.read("/proc/pressure/memory")),
+            "cpu_mhz": cpu.mhz(),
+            "memory_available_bytes": int(psutil.virtual_memory().available),
+            "busy": None if busy is None else ", ".join(f"{name} (pid {pid}) {share:.0%}" for name, pid, share in busy),
+            "sm_mhz": None if look is None else look.sm_mhz,
+            "power_w": None if look is None else look.power_w,
+            "temperature_c": None if look is None else look.temperature_c,
+            "throttle": None if look is None or look.reasons is None else ", ".join(look.reasons),
+        }
+
+    def close(self) -> None:
+        """Let NVML go; more than once does no harm."""
+        if self._gpu is not None:
+            self._gpu.close()
 
 
-def cpu_quota() -> float | None:
-    """CPUs that the container's quota allows (cgroup v2 `cpu.max`, v1 `cfs_quota_us`), None without a quota."""
-    v2 = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(v2) == 2 and v2[0] != "max":
-        return int(v2[0]) / int(v2[1])
-    quota, period = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota and period and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
-
-
-def memory_bytes() -> int:
-    """Memory of this machine or of the container's limit, whichever is less."""
-    total = int(psutil.virtual_memory().total)
-    limit = _read("/sys/fs/cgroup/memory.max")
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def gpus() -> list[dict[str, Any]]:
-    """Name, driver and memory of each NVIDIA GPU; empty where there is none or no driver."""
+def moment(gpu: bool) -> dict[str, Any]:
+    """Return the columns of :meth:`Moments.now` without a look back: `busy` and `steal` are None."""
+    moments = Moments(gpu)
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: all mean that no GPU can be used here
-        return []
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            found.append({"name": pynvml.nvmlDeviceGetName(handle), "driver": driver, "memory_bytes": memory})
-        return found
+        return moments.now() | {"busy": None, "steal": None}
     finally:
-        pynvml.nvmlShutdown()
+        moments.close()
 
 
 def facts() -> dict[str, Any]:
@@ -68,81 +82,112 @@ def facts() -> dict[str, Any]:
 
     Keys that never change while it runs are the machine's identity (see :func:`fingerprint`); `now` holds the rest.
     """
+    since_boot = proc.cpu_time(proc.read("/proc/stat"))
     return {
         "hostname": socket.gethostname(),
-        "cpu": cpu_name(),
-        "physical_cores": physical_cores(),
-        "logical_cores": psutil.cpu_count() or 1,
-        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_quota": cpu_quota(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "smt": _read("/sys/devices/system/cpu/smt/active") == "1",
+        **cpu.facts(),
         "memory_bytes": memory_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
+        "swap_bytes": int(psutil.swap_memory().total),
+        "huge_pages": proc.chosen(proc.read("/sys/kernel/mm/transparent_hugepage/enabled")),
         "kernel": platform.release(),
         "system": platform.system(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "address_randomisation": proc.read("/proc/sys/kernel/randomize_va_space") or None,
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else None,
         "gpus": gpus(),
         "now": {
             "load_1m": os.getloadavg()[0],
             "memory_available_bytes": int(psutil.virtual_memory().available),
+            "swap_used_bytes": int(psutil.swap_memory().used),
+            "steal_since_boot": proc.stolen_share(proc.CpuTime(0, 0, 0), since_boot),
             "busy": busy_processes(),
+            "gpu_processes": nvml.processes(),
         },
     }
 
 
+def memory_bytes() -> int:
+    """Memory of this machine or of the container's limit, whichever is less."""
+    total, limit = int(psutil.virtual_memory().total), memory_limit_bytes()
+    return total if limit is None else min(total, limit)
+
+
+def memory_limit_bytes() -> int | None:
+    """Bytes that the container may use (cgroup v2 `memory.max`, v1 `memory.limit_in_bytes`), None without a limit.
+
+    The limit of any group above this process binds it too, so the least of them counts; version 1 writes "no limit"
+    as a number beyond any memory.
+    """
+    total, found = int(psutil.virtual_memory().total), []
+    for folder in proc.cgroup_folders(proc.read("/proc/self/cgroup"), "memory"):
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            text = proc.read(folder / file)
+            if text.isdigit() and int(text) < total:
+                found.append(int(text))
+    return min(found, default=None)
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, driver, memory, limits and settings of each NVIDIA GPU; empty where there is none or no driver."""
+    return nvml.facts()
+
+
 def fingerprint(machine: dict[str, Any]) -> str:
     """Return 16 hexadecimal digits that change with the hardware and its settings, not with the moment."""
-    lasting = {key: value for key, value in machine.items() if key not in ("now", "hostname", "memory_bytes")}
+    lasting = {key: value for key, value in machine.items() if key not in PASSING}
     lasting["memory_gib"] = round(machine["memory_bytes"] / 2**30)
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def doubts(machine: dict[str, Any]) -> list[str]:
     """Say in one sentence each what would make timings on this machine doubtful; empty when nothing would."""
-    said = []
-    now, cores = machine["now"], machine["physical_cores"]
-    if now["load_1m"] > LOAD_SHARE * machine["logical_cores"]:
-        said.append(
-            f"load average is {now['load_1m']:.1f} on {machine['logical_cores']} CPUs: something else is running"
-        )
+    return [*_cpu_doubts(machine), *_memory_doubts(machine), *_gpu_doubts(machine)]
+
+
+def _cpu_doubts(machine: dict[str, Any]) -> Iterator[str]:
+    now, cores, logical = machine["now"], machine["physical_cores"], machine["logical_cores"]
+    if now["load_1m"] > LOAD_SHARE * logical:
+        yield f"load average is {now['load_1m']:.1f} on {logical} CPUs: something else is running"
     for name, pid, share in now["busy"]:
-        said.append(f"process {name} ({pid}) uses {share:.0%} of a core")
+        yield f"process {name} ({pid}) uses {share:.0%} of a core"
+    if (now.get("steal_since_boot") or 0) > STEAL_SHARE:
+        yield (
+            f"the hypervisor took {now['steal_since_boot']:.1%} of the CPU time asked for since this virtual machine "
+            "started: its neighbours are busy"
+        )
     if machine["cpu_quota"]:
-        said.append(f"a CPU quota of {machine['cpu_quota']:g} CPUs throttles in bursts: times will have steps")
+        yield f"a CPU quota of {machine['cpu_quota']:g} CPUs throttles in bursts: times will have steps"
     if machine["smt"]:
-        said.append(f"SMT is on: {machine['logical_cores']} CPUs are {cores} cores; threads are set to the cores")
+        yield f"SMT is on: {logical} CPUs are {cores} cores; threads are set to the cores"
     if machine["governor"] not in (None, "performance"):
-        said.append(f"frequency policy is {machine['governor']!r}, not 'performance': clocks follow the load")
+        yield f"frequency policy is {machine['governor']!r}, not 'performance': clocks follow the load"
     elif machine["governor"] is None:
-        said.append("the frequency policy cannot be seen here (virtual machine?): clocks and neighbours are unknown")
-    return said
+        yield "the frequency policy cannot be seen here (virtual machine?): clocks and neighbours are unknown"
 
 
-def busy_processes(seconds: float = 0.25, most: int = 3) -> list[tuple[str, int, float]]:
+def _memory_doubts(machine: dict[str, Any]) -> Iterator[str]:
+    if used := machine["now"].get("swap_used_bytes"):
+        yield f"{used / 2**20:.0f} MiB of swap are in use: memory that comes back from a disk is slow"
+
+
+def _gpu_doubts(machine: dict[str, Any]) -> Iterator[str]:
+    if found := machine["now"].get("gpu_processes"):
+        named = ", ".join(f"{name} ({pid})" for pid, name in found)
+        yield f"on the GPU already: {named}; what is not an arm of the cell disturbs its blocks"
+    for gpu in machine["gpus"]:
+        if gpu.get("mig"):
+            yield f"{gpu['name']} is split (MIG): an arm times one part of it, and other parts share its memory's power"
+        if gpu.get("persistence") is False:
+            yield f"{gpu['name']} has no persistence mode: the driver unloads between processes and the first are slow"
+
+
+def busy_processes(seconds: float = 0.25, most: int = MOST_BUSY) -> list[tuple[str, int, float]]:
     """Processes other than this one that use more than a tenth of a core: (name, pid, share of one core)."""
-    watched = {}
-    for process in psutil.process_iter():
-        try:
-            watched[process] = sum(process.cpu_times()[:2])
-        except psutil.Error:
-            continue
+    first, at_s = _cpu_seconds(), time.perf_counter()
     time.sleep(seconds)
-    found = []
-    for process, before in watched.items():
-        try:
-            share = (sum(process.cpu_times()[:2]) - before) / seconds
-            if share > BUSY_SHARE and process.pid != os.getpid():
-                found.append((process.name(), process.pid, round(share, 2)))
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda row: -row[2])[:most]
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    last = _cpu_seconds()
+    return _busy(first, last, time.perf_counter() - at_s, {os.getpid()}, most) or []
 
 
 def matmul_flops_per_s(size: int = 2048, seconds: float = 0.3) -> float:
@@ -158,8 +203,23 @@ def matmul_flops_per_s(size: int = 2048, seconds: float = 0.3) -> float:
     return 2 * size**3 / fastest
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+def _cpu_seconds() -> dict[tuple[int, int], tuple[str, float]]:
+    """CPU time of every process: (pid, its start) → (name, seconds). A number that was given away again is another."""
+    ticks_per_s = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    told = ((pid, proc.process_cpu_s(text, ticks_per_s)) for pid, text in proc.processes())
+    return {(pid, found[1]): (found[0], found[2]) for pid, found in told if found is not None}
+
+
+def _busy(
+    first: dict[tuple[int, int], tuple[str, float]],
+    last: dict[tuple[int, int], tuple[str, float]],
+    seconds: float,
+    own: Collection[int],
+    most: int = MOST_BUSY,
+) -> list[tuple[str, int, float]] | None:
+    """Busiest processes between two looks: (name, pid, share of one core); None when they are too close together."""
+    if seconds < LOOK_S or not last:
+        return None
+    used = [(name, key[0], (spent - first.get(key, ("", 0.0))[1]) / seconds) for key, (name, spent) in last.items()]
+    found = [(name, pid, round(share, 2)) for name, pid, share in used if share > BUSY_SHARE and pid not in own]
+    return sorted(found, key=lambda row: -row[2])[:most]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 WARM_UP_AGREEMENT = 0.02
 WARM_UP_MOST_RUNS = 20
@@ -14,20 +15,22 @@ WASHOUT_LEAST_S = 0.050  # longer than a session spins after its last run with f
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """How an arm was warmed up; `steady` says whether its last three runs agreed."""
+    """How an arm was warmed up; `steady` says whether its last three runs agreed, `median_s` is theirs."""
 
     runs: int
     seconds: float
     steady: bool
+    median_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One arm's turn: untimed washout, then the seconds of each timed run."""
+    """One arm's turn: untimed washout, then the seconds of each timed run, and what a busy loop took of them."""
 
     washout_runs: int
     washout_s: float
     seconds: tuple[float, ...]
+    busy_s: tuple[float, ...]
 
 
 def warm_up(run: Callable[[], None], clock: Callable[[], int] = time.perf_counter_ns) -> WarmUp:
@@ -38,29 +41,39 @@ def warm_up(run: Callable[[], None], clock: Callable[[], int] = time.perf_counte
     begin = clock()
     last: list[float] = []
     for count in range(1, WARM_UP_MOST_RUNS + 1):
-        last = [*last[-2:], _timed(run, clock)]
-        if len(last) == 3 and max(last) - min(last) <= WARM_UP_AGREEMENT * min(last):
-            return WarmUp(count, (clock() - begin) / 1e9, True)
-        if (clock() - begin) / 1e9 >= WARM_UP_MOST_S:
-            return WarmUp(count, (clock() - begin) / 1e9, False)
-    return WarmUp(WARM_UP_MOST_RUNS, (clock() - begin) / 1e9, False)
+        last = [*last[-2:], _timed(run, clock)[0]]
+        steady = len(last) == 3 and max(last) - min(last) <= WARM_UP_AGREEMENT * min(last)
+        if steady or (clock() - begin) / 1e9 >= WARM_UP_MOST_S:
+            break
+    return WarmUp(count, (clock() - begin) / 1e9, steady, median(last))
 
 
-def time_slot(run: Callable[[], None], runs: int, clock: Callable[[], int] = time.perf_counter_ns) -> Slot:
-    """Wash out for at least one run and 50 ms, then time `runs` runs. A clock that steps back is a ValueError."""
+def time_slot(
+    run: Callable[[], None], runs: int, busy_s: float = 0.0, clock: Callable[[], int] = time.perf_counter_ns
+) -> Slot:
+    """Wash out for at least one run and 50 ms, then time `runs` runs. A clock that steps back is a ValueError.
+
+    With `busy_s` each timed run ends in a busy loop of so many seconds: a slowdown whose true size is known, since
+    the loop's own clock says what it took.
+    """
     begin = clock()
     washout_runs = 0
     while washout_runs == 0 or (clock() - begin) / 1e9 < WASHOUT_LEAST_S:
         run()
         washout_runs += 1
     washout_s = (clock() - begin) / 1e9
-    return Slot(washout_runs, washout_s, tuple(_timed(run, clock) for _ in range(runs)))
+    timed = [_timed(run, clock, int(busy_s * 1e9)) for _ in range(runs)]
+    seconds, busy = zip(*timed, strict=True) if timed else ((), ())
+    return Slot(washout_runs, washout_s, seconds, busy)
 
 
-def _timed(run: Callable[[], None], clock: Callable[[], int]) -> float:
+def _timed(run: Callable[[], None], clock: Callable[[], int], busy_ns: int = 0) -> tuple[float, float]:
+    """Time one run; return its seconds, and those of its busy loop."""
     begin = clock()
     run()
-    elapsed = clock() - begin
-    if elapsed <= 0:
-        raise ValueError(f"the clock did not advance over a run ({elapsed} ns): its timings cannot be used")
-    return elapsed / 1e9
+    end = ready = clock()
+    while busy_ns and end - ready < busy_ns:
+        end = clock()
+    if end - begin <= 0 or ready - begin <= 0:
+        raise ValueError(f"the clock did not advance over a run ({end - begin} ns): its timings cannot be used")
+    return (end - begin) / 1e9, (end - ready) / 1e9

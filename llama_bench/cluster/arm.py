@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,7 +18,9 @@ import psutil
 from llama_bench.bench import slot
 
 if TYPE_CHECKING:
+    from llama_bench.bench.accuracy import Bounds
     from llama_bench.engines.onnxruntime import TimedSession
+    from llama_bench.passes.info import Kind
 
 
 class Arm:
@@ -25,33 +28,42 @@ class Arm:
 
     def __init__(self) -> None:
         self._session: TimedSession | None = None
+        self._slowdown = 0.0  # share of the arm's own median that a busy loop takes in every timed run
+        self._median_s = 0.0
 
     def identify(self) -> dict[str, Any]:
-        """Say which process this is: pid, start time (seconds since the epoch), niceness."""
-        return {"pid": os.getpid(), "process_started_at": psutil.Process().create_time(), "niceness": os.nice(0)}
+        """Say which process this is: pid, start time (seconds since the epoch), niceness, the GPUs that it may use."""
+        started_at, gpus = psutil.Process().create_time(), os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"pid": os.getpid(), "process_started_at": started_at, "niceness": os.nice(0), "visible_gpus": gpus}
 
     def load(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Load the variant in `folder`; return what the session says of itself. Raises WorkError."""
         from llama_bench.engines.onnxruntime import TimedSession
 
         self._session = TimedSession(folder, settings, inputs)
+        self._slowdown = float(settings.get("slowdown", 0.0))
         return {"providers": self._session.providers, "threads": settings["intra_op_num_threads"]}
 
     def warm_up(self) -> dict[str, Any]:
         """Warm the session up; return runs, seconds and whether it became steady."""
-        return asdict(slot.warm_up(self.session.run))
+        warmed = slot.warm_up(self.session.run)
+        self._median_s = warmed.median_s
+        return asdict(warmed)
 
-    def check(self, reference: Path, bound: float) -> list[dict[str, Any]]:
-        """Compare the last run's outputs with the reference file: one dict an output."""
+    def check(self, reference: Path, bounds: Bounds, kind: Kind) -> list[dict[str, Any]]:
+        """Compare the last run's outputs with the reference file: one row of `accuracy` an output."""
         from safetensors.numpy import load_file
 
         from llama_bench.bench.accuracy import compare
 
-        return [asdict(row) for row in compare(self.session.outputs(), load_file(reference), bound)]
+        return compare(self.session.outputs(), load_file(reference), bounds, kind)
 
     def slot(self, runs: int) -> dict[str, Any]:
-        """Time one slot; return washout runs and seconds, and the seconds of each timed run."""
-        return asdict(slot.time_slot(self.session.run, runs))
+        """Time one slot; return washout runs and seconds, the seconds of each timed run and of its busy loop."""
+        timed = slot.time_slot(self.session.run, runs, self._slowdown * self._median_s)
+        # a median of runs like the timed ones: those of the warm-up are few, and the machine has moved on since
+        self._median_s = median(total - busy for total, busy in zip(timed.seconds, timed.busy_s, strict=True))
+        return asdict(timed)
 
     @property
     def session(self) -> TimedSession:

@@ -1,60 +1,84 @@
-"""The coordinator of a cell: examines its arms, runs its restarts, and writes one part a restart. One Ray task.
+"""The coordinator of a cell: examines its arms, runs its restarts, and writes one part a restart.
 
-It lives inside the placement group that holds the node, starts one actor an arm and restart inside it, and yields what
+It lives on the node that it measures, starts one process an arm and restart through its launcher, and yields what
 happens as plain dictionaries: while a slot is timed it waits for that arm and does nothing else.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from llama_bench import results
+from llama_bench import results, versions
 from llama_bench.bench import schedule
+from llama_bench.cluster.ceilings import measure_ceilings
 from llama_bench.cluster.examine import examine
-from llama_bench.cluster.job import Event, Job, Lost, Prepared, event, failure
-from llama_bench.cluster.restart import restart_once
+from llama_bench.cluster.job import Event, Job, Prepared, event, failure
+from llama_bench.cluster.launch import Launcher, Lost
+from llama_bench.cluster.restart import Given, Turn, restart_once
+from llama_bench.cluster.rows import kind_of
 from llama_bench.engines import onnxruntime as engine
+from llama_bench.engines.executed import Executed
 from llama_bench.estimate import arm_bytes
 from llama_bench.model.inputs import make_inputs
 from llama_bench.plan import Arm
-from llama_bench.stats import progress
+from llama_bench.stats import headline, progress
 from llama_bench.stats.progress import Progress
+from llama_bench.stats.verdicts import margin_of
 from llama_bench.store import Store
-from llama_bench.sweep import CONTROL, Measure
+from llama_bench.sweep import CONTROL
 
 ARM_TRIES = 2  # restarts in which an arm's process may be lost before the arm is given up
 
 
-def measure_cell(job: Job) -> Iterator[Event]:
-    """Measure a cell to its end, from wherever its parts on disk say it is; yield events as dictionaries."""
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell being measured: what its coordinator holds from beginning to end."""
+
+    job: Job
+    launcher: Launcher
+    store: Store
+    done: Progress
+    given: Given
+    deaths: Counter[str | None]
+
+
+def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lost] | None = None) -> Iterator[Event]:
+    """Measure a cell to its end, from wherever its parts on disk say it is; yield events as dictionaries.
+
+    `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.
+    """
     store = Store(job.store_uri)
+    yield from measure_ceilings(job, launcher, store)
     done = progress.read(store, job.run, job.cell.id, job.cell.baseline, retry_failed=job.retry_failed)
     threads = job.cell.target.threads or int(job.node["physical_cores"])
     ready = {arm.name: _prepare(store, job, arm, threads) for arm in job.cell.arms if arm.name not in done.lost}
     reference = store.fetch(job.cell.reference) / "reference.safetensors"
-    inputs = make_inputs(job.cell.model, job.cell.workload)
-    yield from examine(job, store, done, ready, inputs)
+    given = Given(make_inputs(job.cell.model, job.cell.workload), reference, json.dumps(versions.libraries()))
+    yield from examine(job, launcher, store, done, ready, given.inputs, {} if examined is None else examined)
+    cell = Cell(job, launcher, store, done, given, Counter())
     try:
         groups = _groups(job, [name for name in ready if name not in done.lost])
     except ValueError as error:
         yield from failure(job, store, done, Lost(None, "measure", "memory", str(error), True))
         return
-    budget_s = job.measure.budget_s / len(groups)
     for number, names in enumerate(groups):
-        group = [ready[name] for name in names]
-        yield from _measure_group(job, store, done, number, group, budget_s, inputs, reference)
+        yield from _measure_group(cell, number, [ready[name] for name in names], job.measure.budget_s / len(groups))
+    yield from _confirm(cell, ready)
     results.fold(store, job.run, job.cell.id)
 
 
 def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:
-    settings = {**engine.settings(arm.recipe.session, job.cell.target, threads), "environment": job.environment}
-    return Prepared(arm, store.fetch(arm.variant), settings, store.manifest(arm.variant))
+    settings = {
+        **engine.settings(arm.recipe.session, job.cell.target, threads),
+        "environment": job.environment,
+        "slowdown": arm.recipe.session.slowdown,
+    }
+    return Prepared(arm, store.fetch(arm.variant), settings, store.manifest(arm.variant), kind_of(arm))
 
 
 def _groups(job: Job, names: Sequence[str]) -> list[list[str]]:
@@ -64,52 +88,82 @@ def _groups(job: Job, names: Sequence[str]) -> list[list[str]]:
     return schedule.groups(names, always, each, job.memory_bytes)
 
 
-def _measure_group(
-    job: Job,
-    store: Store,
-    done: Progress,
-    number: int,
-    group: Sequence[Prepared],
-    budget_s: float,
-    inputs: Mapping[str, Any],
-    reference: Path,
-) -> Iterator[Event]:
+def _measure_group(cell: Cell, number: int, group: Sequence[Prepared], budget_s: float) -> Iterator[Event]:
     """Run the restarts of one group of arms: the pilot, then as many as Stein's second stage asks for."""
+    job, done = cell.job, cell.done
     always = (job.cell.baseline, CONTROL)
-    deaths: Counter[str | None] = Counter()
-    while True:
+    while job.cell.baseline not in done.lost:
         arms = [one for one in group if one.arm.name not in done.lost]
-        total = _total(job.measure, done, [one.arm.name for one in arms], number, budget_s)
+        total = _totals(job, done, [one.arm.name for one in arms], number, budget_s)
         others = [one.arm.name for one in arms if one.arm.name not in always]
-        pending = [name for name in others or always if done.restarts[name] < total]
-        if not pending or job.cell.baseline in done.lost:
+        pending = [name for name in others or always if done.restarts[name] < total.get(name, 0)]
+        if not pending:
             return
         timed = [one for one in arms if one.arm.name in (*always, *pending)]
-        count = min(done.restarts[name] for name in pending)
+        count, most = min(done.restarts[name] for name in pending), max(total[name] for name in pending)
+        yield event("cell", job, "started", count, most)
+        turn = Turn(done.next_restart, number, "main", timed, _may_drop(cell), f"restart {count + 1}/{most}")
+        yield from _restart(cell, turn, count + 1, most)
+
+
+def _confirm(cell: Cell, ready: dict[str, Prepared]) -> Iterator[Event]:
+    """Time the cell's fastest arm on fresh restarts: the largest of several estimates is too large on average."""
+    job, done = cell.job, cell.done
+    if not job.measure.confirm:
+        return
+    margin = margin_of(job.cell.target.provider)
+    best = headline.best(done.ratios, pilot=job.measure.restarts, margin=margin, excluded=done.excluded)
+    names = [name for name in (job.cell.baseline, CONTROL, best) if name in ready]
+    while best is not None and done.confirmed[best] < job.measure.restarts and not done.lost & set(names):
+        count, total = done.confirmed[best], job.measure.restarts
         yield event("cell", job, "started", count, total)
-        restart, done.next_restart = done.next_restart, done.next_restart + 1
-        outcome = yield from restart_once(
-            job, restart, number, timed, inputs, reference, f"restart {count + 1}/{total}"
-        )
-        if isinstance(outcome, Lost):
-            deaths[outcome.arm] += 1
-            lost = replace(outcome, final=outcome.final or deaths[outcome.arm] >= ARM_TRIES)
-            yield from failure(job, store, done, lost, restart, number)
-            continue
-        for dataset, rows in outcome.items():
-            results.write_part(store, job.run, dataset, f"{job.cell.id}-r{restart:04d}", rows)
-        wall_s = outcome["pieces"][0]["wall_s"]
-        done.add(pl.from_dicts(outcome["blocks"]), [(number, wall_s)])
-        yield event("restart", job, "finished", count + 1, total, wall_s)
+        timed = [ready[name] for name in names]
+        turn = Turn(done.next_restart, 0, "confirm", timed, _may_drop(cell), f"confirming {best} {count + 1}/{total}")
+        yield from _restart(cell, turn, count + 1, total)
 
 
-def _total(measure: Measure, done: Progress, names: Sequence[str], group: int, budget_s: float) -> int:
-    """Restarts in all: the pilot's, or what its variance asks for (Stein 1945), at most what the budget affords.
+def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
+    """Run one restart and write its parts; one that is lost costs its number, and in the end its arm."""
+    job, store, done = cell.job, cell.store, cell.done
+    done.next_restart += 1
+    outcome = yield from restart_once(job, cell.launcher, turn, cell.given)
+    if isinstance(outcome, Lost):
+        cell.deaths[outcome.arm] += 1
+        lost = replace(outcome, final=outcome.final or cell.deaths[outcome.arm] >= ARM_TRIES)
+        yield from failure(job, store, done, lost, turn.restart, turn.group)
+        return
+    for dataset, rows in outcome.items():
+        results.write_part(store, job.run, dataset, f"{job.cell.id}-r{turn.restart:04d}", rows)
+    [piece] = outcome["pieces"]
+    done.add(pl.from_dicts(outcome["blocks"], schema=progress.BLOCKS), [(turn.group, turn.phase, piece["wall_s"])])
+    done.judge(pl.from_dicts(outcome["accuracy"], schema=progress.ACCURACY))
+    dropped = f"{piece['dropped']} disturbed blocks timed again" if piece["dropped"] else ""
+    yield event("restart", job, "finished", count, total, piece["wall_s"], dropped)
 
-    Only the pilot's spreads and seconds are looked at, so the total is the same at every later restart, and neither
+
+def _totals(job: Job, done: Progress, names: Sequence[str], group: int, budget_s: float) -> dict[str, int]:
+    """Restarts of each arm in all: the pilot's, or what its variance asks for (Stein 1945), as the budget affords.
+
+    Only the pilot's spreads and seconds are looked at, so a total is the same at every later restart, and neither
     the sign nor the size of an effect decides when to stop.
     """
+    measure = job.measure
+    pilot = dict.fromkeys(names, measure.restarts)
     if measure.half_width is None or any(done.restarts[name] < measure.restarts for name in names):
-        return measure.restarts
+        return pilot
     affordable = int(budget_s / done.pilot_s(group, measure.restarts))
-    return max(measure.restarts, min(done.wanted(measure), affordable))
+    return {name: max(measure.restarts, min(done.wanted(name, measure), affordable)) for name in names}
+
+
+def _may_drop(cell: Cell) -> int:
+    """Return how many blocks the next restart may drop: up to a fifth of all blocks that the cell has timed by then.
+
+    A machine that disturbs more than that is what it is: from then on disturbed blocks are kept and flagged.
+    """
+    done, measure = cell.done, cell.job.measure
+    timed = max(measure.restarts, done.next_restart + 1) * measure.blocks
+    return max(0, timed // DROPPED_OF - done.dropped)
+
+
+DROPPED_OF = 5
+"""At most one in so many blocks is dropped."""

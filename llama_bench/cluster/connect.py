@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llama_bench.bench import machine
+from llama_bench.cluster.job import NICENESS, NO_GPU
 from llama_bench.errors import WorkError
 from llama_bench.sweep import Target
 
@@ -21,6 +23,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Models and weights go through the store, never through Ray's object store: only events and small rows do."""
 
 CONNECT_S = 5.0
+
+LOCAL = {**NICENESS, "RAY_USAGE_STATS_ENABLED": "0"}
+"""Environment of a Ray started here, which its workers inherit: one that has to be made for a worker takes 0.2 s."""
 
 SHARE = 0.01
 """CPU of a probe: explicit, because a task of num_cpus=0 slips onto a node that is full (Ray 2.60)."""
@@ -66,15 +71,28 @@ def connect(address: str | None = None) -> bool:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise WorkError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        resources=local_tags(os.cpu_count() or 1, len(machine.gpus())),
-        **quiet,
-    )
+    gpus = len(machine.gpus())
+    with _environment(LOCAL | ({} if gpus else NO_GPU)):
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            resources=local_tags(os.cpu_count() or 1, gpus),
+            **quiet,
+        )
     return True
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for what is started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _check_listening(address: str) -> None:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
 import ray
 
 from llama_bench import plan as planning
 from llama_bench import results, versions
 from llama_bench.bench import machine
 from llama_bench.cluster import connect
+from llama_bench.cluster.breakdown import Stages, measuring
 from llama_bench.cluster.build import Built, build_all, closure
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
-from llama_bench.cluster.restart import STAGES
 from llama_bench.cluster.rows import where
 from llama_bench.errors import WorkError
 from llama_bench.estimate import output_bytes
@@ -39,17 +36,20 @@ def run(
     only: str | None = None,
     retry_failed: bool = False,
     on_event: OnEvent = lambda event: None,
+    trim: Callable[[Cell], Cell] = lambda cell: cell,
 ) -> RunResult:
     """Build and measure `sweep` into `store`, going on where an earlier call with the same fingerprint stopped.
 
-    `only` limits what is built and measured now (see :func:`llama_bench.sweep_file.select`). Raises InputError for a
+    `only` limits what is built and measured now (see :func:`llama_bench.sweep_file.select`); `trim` may take arms from
+    a planned cell. Raises InputError for a
     wrong `only`, WorkError when Ray cannot be reached or the store cannot take the results.
     """
-    seconds, began = _Stages(), datetime.now(UTC)
+    seconds, began = Stages(), datetime.now(UTC)
     chosen = select(sweep, only) if only else sweep
     whole = sweep.model_copy(update={"recipes": chosen.recipes})
     with seconds("plan"):
         plan = planning.make(whole, versions.stages())
+        plan = replace(plan, cells=tuple(map(trim, plan.cells)))
         cells = [cell for cell in plan.cells if _is_chosen(cell, chosen)]
     with seconds("connect"):
         started_here = connect.connect()
@@ -82,7 +82,7 @@ def run(
         if started_here:
             ray.shutdown()
     wall_s = seconds.spent.pop("measure")
-    outcome.breakdown = {**seconds.spent, **_measuring(store, outcome.run, began, wall_s)}
+    outcome.breakdown = {**seconds.spent, **measuring(store, outcome.run, began, wall_s)}
     return outcome
 
 
@@ -92,19 +92,6 @@ def _is_chosen(cell: Cell, chosen: Sweep) -> bool:
         and cell.workload_name in chosen.workloads
         and any(cell.model == model for model in chosen.models)
     )
-
-
-def _measuring(store: Store, run: str, began: datetime, wall_s: float) -> dict[str, float]:
-    """Split this call's `wall_s` of measuring by stage, as its pieces say; what no piece claims is `other`.
-
-    Nodes that measure side by side spend more seconds than pass: their stages are scaled to the wall.
-    """
-    mine = (pl.col("kind") != "build") & (pl.col("started_at") >= began)
-    pieces = results.scan(store.url(run))["pieces"].filter(mine).collect()
-    spent = {stage: float(pieces[f"{stage}_s"].sum() or 0.0) for stage in STAGES}
-    scale = min(1.0, wall_s / max(float(pieces["wall_s"].sum() or 0.0), 1e-9))
-    shares = {stage: seconds * scale for stage, seconds in spent.items()}
-    return {**shares, "measuring, other": wall_s - sum(shares.values())}
 
 
 class _Driver:
@@ -219,16 +206,3 @@ class _Driver:
     def _cells_with_failures(self) -> set[str]:
         rows = results.scan(self.store.url(self.outcome.run))["failures"].select("cell").collect()
         return set(rows["cell"].to_list())
-
-
-class _Stages:
-    """Seconds by stage of this call."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - begin

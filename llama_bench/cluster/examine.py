@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from llama_bench import results
-from llama_bench.cluster.job import Event, Job, Lost, Prepared, event, failure, outcome
+from llama_bench.cluster.job import Event, Job, Prepared, event, failure
+from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import variant_row, where
 from llama_bench.engines import executed
 from llama_bench.engines import onnxruntime as engine
@@ -22,30 +21,35 @@ from llama_bench.store import Store
 
 
 def examine(
-    job: Job, store: Store, done: Progress, ready: Mapping[str, Prepared], inputs: Mapping[str, Any]
+    job: Job,
+    launcher: Launcher,
+    store: Store,
+    done: Progress,
+    ready: Mapping[str, Prepared],
+    inputs: Mapping[str, Any],
+    found: dict[str, executed.Executed | Lost],
 ) -> Iterator[Event]:
     """Write the `variants` rows that the cell still lacks; an arm whose session cannot be made is lost.
 
-    Arms with the same stored graph and settings are examined once: they are the same session.
+    Arms with the same stored graph and settings are examined once, since they are the same session; `found` keeps
+    what came of it.
     """
     todo = [one for name, one in ready.items() if name not in done.examined]
     if not todo:
         return
     begin, started_at = time.perf_counter(), datetime.now(UTC)
-    task = ray.remote(max_calls=1, max_retries=1, **job.options())(_examine_one)
-    found: dict[str, Any] = {}
     rows = []
     for one in todo:
         key = one.manifest["graph_sha256"] + engine.settings_sha256(one.settings)
         if key not in found:
             yield event("slot", job, detail=f"examining {one.arm.name}")
-            found[key] = outcome(task.remote(one.folder, one.settings, inputs))
-        if isinstance(found[key], Lost):
-            lost = replace(found[key], arm=one.arm.name, stage="examine", final=True)
-            yield from failure(job, store, done, lost)
+            found[key] = launcher.once(_examine_one, one.folder, one.settings, inputs)
+        what = found[key]
+        if isinstance(what, Lost):
+            yield from failure(job, store, done, replace(what, arm=one.arm.name, stage="examine", final=True))
         else:
             effects = _effects(store, one.arm.variant)
-            rows.append(variant_row(job.cell, one.arm, one.manifest, effects, one.settings, found[key]))
+            rows.append(variant_row(job.cell, one.arm, one.manifest, effects, one.settings, what))
             done.examined[one.arm.name] = rows[-1]
     stem = f"{job.cell.id}-x" + ("" if len(done.examined) == len(rows) else str(len(done.examined)))
     results.write_part(store, job.run, "variants", stem, rows)

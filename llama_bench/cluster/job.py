@@ -1,4 +1,4 @@
-"""What the parts of a cell's coordinator share: its job, its arms made ready, how a call is lost, what it tells."""
+"""What the parts of a cell's coordinator share: its job, its arms made ready, how it tells what happens."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-
 from llama_bench import results
+from llama_bench.cluster.launch import Lost
 from llama_bench.cluster.rows import where
-from llama_bench.errors import WorkError
+from llama_bench.passes.info import Kind
 from llama_bench.plan import Arm, Cell
 from llama_bench.stats.progress import ONE_RESTART, Progress
 from llama_bench.store import Store
 from llama_bench.sweep import Measure
-
-DEADLINE_S = 1800.0  # for one call of one arm: a session that hangs costs its restart, not the sweep
-SHARE = 0.01  # CPU of an actor: explicit, since the group holds the cores and num_cpus=0 slips onto full nodes
 
 NICENESS = {"RAY_worker_niceness": "0"}
 """Ray's workers run at nice 15: beside one busy process they would take four times as long."""
@@ -49,47 +44,16 @@ class Job:
         """Environment variables of the arms' processes; they are part of an arm's settings."""
         return NICENESS | ({} if self.cell.target.needs_gpu else NO_GPU)
 
-    def options(self, share: int = 1) -> dict[str, Any]:
-        """Ray options of whatever runs a session: niceness 0, and a `share`-th of the GPU where there is one."""
-        gpu = {"num_gpus": int(10_000 / share) / 10_000} if self.cell.target.needs_gpu else {}
-        return {"num_cpus": SHARE, "runtime_env": {"env_vars": self.environment}, **gpu}
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An arm ready to be timed: the local folder of its variant, its settings, its manifest."""
+    """An arm ready to be timed: the local folder of its variant, its settings, its manifest, its class."""
 
     arm: Arm
     folder: Path
     settings: Mapping[str, Any]
     manifest: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A call that came to nothing: the arm, what it was doing, why, and whether trying again is pointless."""
-
-    arm: str | None
-    stage: str
-    kind: str
-    message: str
-    final: bool
-
-
-def outcome(reference: Any) -> Any:
-    """Wait for a call; return its value, or how it was lost."""
-    try:
-        return ray.get(reference, timeout=DEADLINE_S)
-    except GetTimeoutError:
-        return Lost(None, "", "timeout", f"did not answer within {DEADLINE_S:.0f} s", False)
-    except RayTaskError as error:
-        cause = error.cause
-        message = str(cause) if isinstance(cause, WorkError) else f"{type(cause).__name__}: {cause}"
-        return Lost(None, "", type(cause).__name__, " ".join(message.split()), True)
-    except RayError as error:  # the process died, the node ran out of memory, the node went away
-        return Lost(
-            None, "", type(error).__name__, f"its process was lost: {str(error).strip().splitlines()[0]}", False
-        )
+    kind: Kind
 
 
 def failure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,10 +13,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llama_bench import results
+from llama_bench.cluster.actors import SHARE, Actors
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
-from llama_bench.cluster.job import SHARE, Job
+from llama_bench.cluster.job import Job
 from llama_bench.cluster.rows import where
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
@@ -87,7 +88,7 @@ class Measuring:
         run, memory = self.outcome.run, _memory(node)
         job = Job(cell, self.measure, self.store.uri, run, node.id, facts, memory, self.retry_failed)
         strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(measure_cell)
+        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(_coordinate)
         return task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
 
     def _next_event(self, generator: Any, cell: Cell) -> bool:
@@ -130,6 +131,11 @@ class Measuring:
         row = {**where(cell), "stage": "measure", "kind": kind, "message": message, "at": datetime.now(UTC)}
         attempt = len(results.finished(self.store, self.outcome.run)["failures"])
         results.write_part(self.store, self.outcome.run, "failures", f"{cell.id}-c{attempt:04d}", [row])
+
+
+def _coordinate(job: Job) -> Iterator[dict[str, Any]]:
+    """The coordinator's task: measures its cell with actors inside its own placement group."""
+    yield from measure_cell(job, Actors(job.environment, job.cell.target.needs_gpu))
 
 
 def _memory(node: Node) -> int:

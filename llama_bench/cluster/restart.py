@@ -2,85 +2,145 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import Any, Literal
 
 from llama_bench.bench import accuracy, schedule
-from llama_bench.cluster.arm import Arm as ArmProcess
-from llama_bench.cluster.job import Event, Job, Lost, Prepared, event, outcome
+from llama_bench.bench.interference import Monitor
+from llama_bench.bench.machine import Moments
+from llama_bench.cluster.arm import Arm
+from llama_bench.cluster.job import Event, Job, Prepared, event
+from llama_bench.cluster.launch import Launcher, Lost, Process
 from llama_bench.cluster.rows import Rows, restart_rows
 
 STAGES = ("start", "load", "warmup", "washout", "timed")
 """Where a restart's seconds go, as columns of `pieces` name it."""
 
+Slot = dict[str, Any]
+Slots = Generator[Event, None, list[Slot] | Lost]
 
-def restart_once(
-    job: Job,
-    restart: int,
-    group: int,
-    arms: Sequence[Prepared],
-    inputs: Mapping[str, Any],
-    reference: Path,
-    title: str,
-) -> Generator[Event, None, Rows | Lost]:
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What every restart of a cell is given: the inputs of a run, torch's outputs for them, the node's libraries."""
+
+    inputs: Mapping[str, Any]
+    reference: Path
+    versions: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One restart of a group: its number, its phase, its arms, and how many of its blocks may be dropped."""
+
+    restart: int
+    group: int
+    phase: Literal["main", "confirm"]
+    arms: Sequence[Prepared]
+    may_drop: int
+    title: str
+
+    @property
+    def names(self) -> list[str]:
+        return [one.arm.name for one in self.arms]
+
+
+def restart_once(job: Job, launcher: Launcher, turn: Turn, given: Given) -> Generator[Event, None, Rows | Lost]:
     """One restart: fresh processes for every arm, then its blocks; return the rows of each dataset, or a Lost."""
     started_at, clock = datetime.now(UTC), _Clock()
-    actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **job.options(len(arms)))(ArmProcess)
-    by_name = {one.arm.name: one for one in arms}
-    first = schedule.start_order(job.measure.seed, job.cell.id, restart, group, list(by_name))
-    ready = {name: by_name[name] for name in first}
-    actors = {name: actor.remote() for name in ready}
-    said: dict[str, dict[str, Any]] = {name: {} for name in ready}
-    slots = []
-
-    stages: dict[str, tuple[bool, Callable[[str], Any]]] = {
-        # starting and loading may share the cores; what runs the model goes one after the other
-        "start": (True, lambda name: actors[name].identify.remote()),
-        "load": (True, lambda name: actors[name].load.remote(ready[name].folder, ready[name].settings, inputs)),
-        "warmup": (False, lambda name: actors[name].warm_up.remote()),
-        "check": (False, lambda name: actors[name].check.remote(reference, accuracy.bound(ready[name].settings))),
-    }
+    seed, cell = job.measure.seed, job.cell.id
+    order = schedule.start_order(seed, cell, turn.restart, turn.group, turn.names)
+    arms = {one.arm.name: one for one in turn.arms}
+    ready = {name: arms[name] for name in order}
+    processes = dict(zip(ready, launcher.start(Arm, len(ready)), strict=True))
     try:
-        for stage, (together, call) in stages.items():
-            with clock(stage):
-                calls = {name: call(name) for name in actors} if together else {}
-                for name in actors:
-                    answer = outcome(calls[name] if together else call(name))
-                    if isinstance(answer, Lost):
-                        return replace(answer, arm=name, stage=stage)
-                    said[name][stage] = answer
-        orders = schedule.block_orders(job.measure.seed, job.cell.id, restart, group, job.measure.blocks, list(by_name))
-        for block, order in enumerate(orders):
-            for position, name in enumerate(order):
-                yield event("slot", job, detail=f"{title} block {block + 1}/{len(orders)} {name}")
-                at = datetime.now(UTC)
-                answer = outcome(actors[name].slot.remote(job.measure.runs))
-                if isinstance(answer, Lost):
-                    return replace(answer, arm=name, stage="slot")
-                clock.seconds["washout"] += answer["washout_s"]
-                clock.seconds["timed"] += sum(answer["seconds"])
-                slots.append({"block": block, "position": position, "arm": name, "at": at, **answer})
+        said = _make_ready(job, ready, processes, given, clock)
+        if isinstance(said, Lost):
+            return said
+        own = [os.getpid(), *(answers["start"]["pid"] for answers in said.values())]
+        gpu, visible = job.cell.target.needs_gpu, said[order[0]]["start"]["visible_gpus"]
+        with closing(Moments(gpu, visible)) as moments, closing(Monitor(gpu, own, visible)) as monitor:
+            slots = yield from _blocks(job, turn, processes, monitor, clock)
+            moment = {**moments.now(own), "versions": given.versions}
+        if isinstance(slots, Lost):
+            return slots
     finally:
-        for process in actors.values():
-            ray.kill(process, no_restart=True)
+        for process in processes.values():
+            process.kill()
     return restart_rows(
         job.cell,
-        restart=restart,
-        group=group,
+        restart=turn.restart,
+        group=turn.group,
+        phase=turn.phase,
         started_at=started_at,
         seconds=clock.columns(),
         said=said,
         slots=slots,
         node=job.node,
+        moment=moment,
         node_id=job.node_id,
     )
+
+
+def _make_ready(
+    job: Job, ready: Mapping[str, Prepared], processes: Mapping[str, Process], given: Given, clock: _Clock
+) -> dict[str, dict[str, Any]] | Lost:
+    """Start, load, warm up and check every arm; return arm → stage → what it said."""
+    bounds = {name: accuracy.bounds(one.kind, one.settings, job.measure.accuracy) for name, one in ready.items()}
+    # starting and loading may share the cores; what runs the model goes one after the other
+    stages: dict[str, tuple[bool, str, Callable[[str], Sequence[Any]]]] = {
+        "start": (True, "identify", lambda name: ()),
+        "load": (True, "load", lambda name: (ready[name].folder, ready[name].settings, given.inputs)),
+        "warmup": (False, "warm_up", lambda name: ()),
+        "check": (False, "check", lambda name: (given.reference, bounds[name], ready[name].kind)),
+    }
+    said: dict[str, dict[str, Any]] = {name: {} for name in ready}
+    for stage, (together, method, arguments) in stages.items():
+        with clock(stage):
+            calls = {name: processes[name].call(method, *arguments(name)) for name in ready} if together else {}
+            for name in ready:
+                answer = (calls.get(name) or processes[name].call(method, *arguments(name))).wait()
+                if isinstance(answer, Lost):
+                    return replace(answer, arm=name, stage=stage)
+                said[name][stage] = answer
+    return said
+
+
+def _blocks(job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Monitor, clock: _Clock) -> Slots:
+    """Time the wanted blocks; a disturbed one is dropped whole and made good by a further one, as often as allowed."""
+    wanted, dropped = job.measure.blocks, 0
+    orders = schedule.block_orders(
+        job.measure.seed, job.cell.id, turn.restart, turn.group, wanted + turn.may_drop, turn.names
+    )
+    slots: list[Slot] = []
+    for block, order in enumerate(orders):
+        if block - dropped == wanted:
+            break
+        monitor.begin()
+        timed: list[Slot] = []
+        for position, name in enumerate(order):
+            yield event("slot", job, detail=f"{turn.title} block {block - dropped + 1}/{wanted} {name}")
+            at = datetime.now(UTC)
+            answer = processes[name].call("slot", job.measure.runs).wait()
+            if isinstance(answer, Lost):
+                return replace(answer, arm=name, stage="slot")
+            clock.seconds["washout"] += answer["washout_s"]
+            clock.seconds["timed"] += sum(answer["seconds"])
+            timed.append({"block": block, "position": position, "arm": name, "at": at, **answer})
+        seen = monitor.end()
+        drop = seen.disturbed is not None and dropped < turn.may_drop
+        slots += [{**slot, "kept": not drop, "seen": seen} for slot in timed]
+        dropped += drop
+        if seen.disturbed is not None:
+            what = "dropped, to be timed again" if drop else "kept and flagged"
+            yield event("slot", job, detail=f"{turn.title} block {block + 1} {what}: {seen.disturbed}")
+    return slots
 
 
 class _Clock:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from llama_bench.bench.machine import fingerprint
 from llama_bench.engines.executed import Executed
 from llama_bench.engines.onnxruntime import settings_sha256
 from llama_bench.passes import PASSES
+from llama_bench.passes.info import Kind
 from llama_bench.plan import Arm, Cell
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -26,19 +29,22 @@ def restart_rows(
     *,
     restart: int,
     group: int,
+    phase: str,
     started_at: datetime,
     seconds: Mapping[str, float],
     said: Mapping[str, Mapping[str, Any]],
     slots: Sequence[Mapping[str, Any]],
     node: Mapping[str, Any],
+    moment: Mapping[str, Any],
     node_id: str,
 ) -> Rows:
     """Return dataset → rows of one finished restart; `pieces` is the last key, because it is to be written last.
 
-    `said` is arm → stage → what the arm answered, `slots` what each slot gave, `seconds` columns of `pieces`.
+    `said` is arm → stage → what the arm answered, `slots` what each slot gave, `seconds` columns of `pieces`, `moment`
+    columns of `machines` that belong to this restart.
     """
     control = {arm.name: arm.control for arm in cell.arms}
-    replicate = {**where(cell), "restart": restart, "group": group}
+    replicate = {**where(cell), "restart": restart, "group": group, "phase": phase}
     process = {
         name: {"pid": answers["start"]["pid"], "process_started_at": _time(answers["start"]["process_started_at"])}
         for name, answers in said.items()
@@ -48,8 +54,10 @@ def restart_rows(
         name = slot["arm"]
         turn = {**replicate, "block": slot["block"], "position": slot["position"], "recipe": name}
         turn |= {"control": control[name]}
-        for index, value in enumerate(slot["seconds"]):
-            rows["timings"].append({**turn, "run_index": index, "seconds": value, **process[name]})
+        turn["kept"] = slot["kept"]
+        for index, (value, busy_s) in enumerate(zip(slot["seconds"], slot["busy_s"], strict=True)):
+            run = {"run_index": index, "seconds": value, "busy_s": busy_s or None}
+            rows["timings"].append({**turn, **run, **process[name]})
         rows["blocks"].append(
             {
                 **turn,
@@ -59,17 +67,24 @@ def restart_rows(
                 "timed_s": sum(slot["seconds"]),
                 "started_at": slot["at"],
                 "pid": process[name]["pid"],
+                **asdict(slot["seen"]),
             }
         )
     for name, answers in said.items():
         arm = {**replicate, "recipe": name, "control": control[name]}
         rows["accuracy"] += [{**arm, **check} for check in answers["check"]]
-        rows["machines"].append({**arm, **process[name], **_machine(answers, node, node_id)})
-    piece = f"{cell.id}-r{restart:04d}"
-    rows["pieces"] = [
-        {**replicate, "piece": piece, "kind": "restart", "node": node_id, "started_at": started_at, **seconds}
-    ]
+        rows["machines"].append({**arm, **process[name], **_machine(answers, node, node_id), **moment})
+    blocks = {slot["block"]: slot["kept"] for slot in slots}
+    piece = {"piece": f"{cell.id}-r{restart:04d}", "kind": "restart", "node": node_id, "started_at": started_at}
+    piece |= {"blocks": len(blocks), "dropped": sum(not kept for kept in blocks.values())}
+    rows["pieces"] = [{**replicate, **piece, **seconds}]
     return rows
+
+
+def kind_of(arm: Arm) -> Kind:
+    """Return the class of an arm: one approximate pass makes it an approximation."""
+    kinds = {PASSES[step.family][step.name].kind for step in arm.recipe.passes}
+    return "approximate" if "approximate" in kinds else "exact"
 
 
 def variant_row(
@@ -85,7 +100,6 @@ def variant_row(
     for effect in effects:
         for op, count in effect["histogram_difference"].items():
             histogram[op] = histogram.get(op, 0) + count
-    kinds = {PASSES[step.family][step.name].kind for step in arm.recipe.passes}
     nodes = [effects[0]["nodes_before"], effects[-1]["nodes_after"]] if effects else [manifest["export"]["nodes"]] * 2
     return {
         **where(cell),
@@ -94,7 +108,7 @@ def variant_row(
         "variant": arm.variant,
         "passes": json.dumps([step.label for step in arm.recipe.passes]),
         "engine": arm.recipe.engine,
-        "class": "approximate" if "approximate" in kinds else "exact",
+        "class": kind_of(arm),
         "nodes_before": nodes[0],
         "nodes_after": nodes[1],
         "nodes_changed": sum(effect["nodes_changed"] for effect in effects),
@@ -125,6 +139,7 @@ def _machine(answers: Mapping[str, Any], node: Mapping[str, Any], node_id: str) 
         "node": node_id,
         **{key: node[key] for key in ("hostname", "cpu", "physical_cores", "logical_cores", "memory_bytes")},
         "gpu": ", ".join(gpus) or None,
+        "hardware": fingerprint(dict(node)),
         "facts": json.dumps(node, sort_keys=True),
     }
 

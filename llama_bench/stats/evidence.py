@@ -48,12 +48,19 @@ def wrong(rows: Sequence[Row]) -> str | None:
         return None
     worst = max(outside, key=_badness)
     restarts = len({row["restart"] for row in outside})
-    spoiled = worst["nonfinite"] or 0
-    size = f"{spoiled} values that are not finite" if spoiled else f"relative difference {_number(worst['max_rel'])}"
     return (
-        f"output {worst['output']} is outside its accuracy bound against torch in fp32: {size} "
-        f"(bound {_number(worst['bound'])}), in {restarts} restart{'s' if restarts > 1 else ''}"
+        f"output {worst['output']} is outside its accuracy bound against torch in fp32: {_violation(worst)}, "
+        f"in {restarts} restart{'s' if restarts > 1 else ''}"
     )
+
+
+def _violation(row: Row) -> str:
+    """What is wrong with an answer; rows of schema version 1 have no words of their own for it."""
+    if violated := row.get("violated"):
+        return str(violated)
+    spoiled = row["nonfinite"] or 0
+    size = f"{spoiled} values that are not finite" if spoiled else f"relative difference {_number(row['max_rel'])}"
+    return f"{size} (bound {_number(row['bound'])})"
 
 
 def without_number(
@@ -79,6 +86,49 @@ def without_number(
     return "failed", f"{stage}{message}"
 
 
+GAVE_NOTHING_UP = ("lost", "skipped")
+"""Kinds of failure that cost a restart, or that left an arm out without trying it."""
+
+
+def died(
+    cell: Row, arm: str, failures: Iterable[Row], *, restarts: int, last: int, needed: int, others: int
+) -> str | None:
+    """Return the sentence about an arm that was given up half-way, None for one that was not.
+
+    `restarts` is how many have timed it, `last` the highest number of those, `needed` how many its interval asks for
+    and `others` the most that any arm beside it has. A failure after `last` that gave the arm up says why; one before
+    it was tried again since.
+    """
+    found = [
+        row
+        for row in failures
+        if row["cell"] == cell["id"] and row["recipe"] == arm and row["stage"] != "build"
+        if row["kind"] not in GAVE_NOTHING_UP and (row["restart"] is None or row["restart"] > last)
+    ]
+    counted = f"{restarts} restart{'s' if restarts > 1 else ''}"
+    if found and restarts < needed:
+        message = " ".join(str(found[-1]["message"] or found[-1]["kind"]).split())
+        return f"given up after {counted}: {found[-1]['stage'] or 'measure'}: {message}"
+    if restarts < min(others, needed):
+        return f"timed in {counted} only, other arms beside it in {others}"
+    return None
+
+
+MACHINE = ("hostname", "cpu", "physical_cores", "gpu")
+"""Columns of `machines` that tell one machine from another."""
+
+
+def two_machines(rows: Sequence[Row]) -> str | None:
+    """Return the sentence about a cell whose restarts ran on different machines, None where they ran on one.
+
+    `rows` have the columns of `MACHINE`; what is null in one of them was not seen and tells nothing apart.
+    """
+    if all(len({row[key] for row in rows} - {None}) < 2 for key in MACHINE):
+        return None
+    names = sorted({_machine(row) for row in rows})
+    return f"its restarts ran on different machines, and a ratio never crosses machines: {' and '.join(names)}"
+
+
 def unserved_targets(run: Row) -> dict[str, str]:
     """Return target → why no node serves it, from run.json's `unserved` (a text, or anything JSON, a target)."""
     found = run.get("unserved") or {}
@@ -95,6 +145,13 @@ def _concerns(row: Row, cell: Row, arm: str, variant: str | None) -> bool:
     known = {"cell": cell["id"], **{key: cell[key] for key in ("model", "workload", "target")}, "recipe": arm}
     filled = {key: row[key] for key in known if row[key] is not None}
     return bool(filled) and all(known[key] == value for key, value in filled.items())
+
+
+def _machine(row: Row) -> str:
+    """One machine in words: `host-a (AMD EPYC, 8 cores, NVIDIA H200)`."""
+    cores = f"{row['physical_cores']} cores" if row["physical_cores"] else None
+    words = ", ".join(word for word in (row["cpu"], cores, row["gpu"]) if word)
+    return f"{row['hostname'] or 'a host without name'} ({words or 'unknown hardware'})"
 
 
 def _kinds(histogram_difference: str | None) -> dict[str, int]:

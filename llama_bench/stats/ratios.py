@@ -16,6 +16,9 @@ import polars as pl
 
 from llama_bench.sweep import CONTROL
 
+MAIN, CONFIRM = "main", "confirm"
+"""Phases of a cell: the restarts that estimates come from, and the fresh ones that confirm its fastest recipe."""
+
 LEVEL = 0.95
 """Level of intervals that no choice among several arms stands behind: times, controls, no-ops."""
 
@@ -33,17 +36,20 @@ Interval = tuple[float, float]
 class Estimate:
     """What the restarts say about the mean of y, the logarithm of arm / baseline.
 
-    `sd` and `df` are the pilot's (Stein 1945), `mean` is over all `restarts`.
+    `sd` and `df` are the pilot's (Stein 1945), `mean` is over all `restarts`. `inflation`, at least 1, is how much more
+    the target's A/A pairs differ than their spread explains (:mod:`llama_bench.stats.controls`).
     """
 
     mean: float
     sd: float
     df: int
     restarts: int
+    inflation: float = 1.0
 
     @property
     def standard_error(self) -> float:
-        return self.sd / math.sqrt(self.restarts)
+        """Standard error of `mean`, times the inflation (Birge 1932)."""
+        return self.inflation * self.sd / math.sqrt(self.restarts)
 
     @property
     def speedup(self) -> float:
@@ -51,7 +57,7 @@ class Estimate:
         return math.exp(-self.mean)
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Return the t interval of mean y: mean ± t(df)·sd/√restarts (Student 1908; second stage: Stein 1945)."""
+        """Return the t interval of mean y: mean ± t(df)·standard error (Student 1908; second stage: Stein 1945)."""
         half = t_quantile(0.5 + level / 2, self.df) * self.standard_error
         return self.mean - half, self.mean + half
 
@@ -85,7 +91,7 @@ def t_quantile(probability: float, df: int) -> float:
     return float(stdtrit(df, probability))
 
 
-def estimate(y: Sequence[float], pilot: int) -> Estimate:
+def estimate(y: Sequence[float], pilot: int, inflation: float = 1.0) -> Estimate:
     """Return the mean of all of `y` with the variance and degrees of freedom of its first `pilot` values.
 
     Stein (1945), "A two-sample test for a linear hypothesis whose power is independent of the variance": an interval
@@ -98,7 +104,7 @@ def estimate(y: Sequence[float], pilot: int) -> Estimate:
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError("an interval needs at least two finite values")
     first = values[: max(pilot, 2)]
-    return Estimate(float(values.mean()), float(first.std(ddof=1)), len(first) - 1, len(values))
+    return Estimate(float(values.mean()), float(first.std(ddof=1)), len(first) - 1, len(values), inflation)
 
 
 def stein_total(pilot: Sequence[float], half_width: float, level: float = LEVEL) -> int:
@@ -129,18 +135,30 @@ def name_arms(rows: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def restart_ratios(blocks: pl.LazyFrame, baselines: Mapping[str, str]) -> pl.DataFrame:
-    """Return y of every arm and restart: columns cell, recipe, restart, y, sorted by them.
+def counting(rows: pl.LazyFrame, phase: str = MAIN) -> pl.LazyFrame:
+    """Leave the rows of `blocks` or `timings` that statistics of `phase` are made of: those of blocks that were kept.
+
+    Where a row does not say, its block was kept and its phase is the main one.
+    """
+    wanted = {"kept": pl.col("kept").fill_null(True), "phase": pl.col("phase").fill_null(MAIN) == phase}
+    present = set(rows.collect_schema().names())
+    if "phase" not in present and phase != MAIN:
+        return rows.clear()
+    return rows.filter(*(found for column, found in wanted.items() if column in present))
+
+
+def group_ratios(blocks: pl.LazyFrame, baselines: Mapping[str, str], phase: str = MAIN) -> pl.DataFrame:
+    """Return y of every arm, restart and group: columns cell, recipe, restart, group, y, sorted by them.
 
     y = mean over blocks of (ln seconds of the arm − ln seconds of the baseline) in one restart and group; both sides
-    of a difference come from the same block, so drift between blocks cancels. An arm timed in several groups of one
-    restart (the control) gives the mean over its groups. `baselines` names the baseline of each cell. A value that is
-    missing or not finite makes its y NaN or infinite.
+    of a difference come from the same block, so drift between blocks cancels, and a block in which one of the two has
+    no slot is left out. `baselines` names the baseline of each cell. A value that is missing or not finite makes its
+    y NaN or infinite.
     """
     cells = pl.LazyFrame(
         {"cell": list(baselines), "recipe": list(baselines.values())}, schema=dict.fromkeys(_ARM, pl.String)
     )
-    arms = name_arms(blocks).with_columns(pl.col("log_seconds").fill_null(float("nan")))
+    arms = name_arms(counting(blocks, phase)).with_columns(pl.col("log_seconds").fill_null(float("nan")))
     slot = ["cell", "restart", "group", "block"]
     base = arms.join(cells, on=_ARM, how="semi").select(*slot, base="log_seconds")
     return (
@@ -149,27 +167,65 @@ def restart_ratios(blocks: pl.LazyFrame, baselines: Mapping[str, str]) -> pl.Dat
         .with_columns(y=pl.col("log_seconds") - pl.col("base"))
         .group_by(*_ARM, "restart", "group", maintain_order=True)
         .agg(pl.col("y").mean())
-        .group_by(*_ARM, "restart", maintain_order=True)
-        .agg(pl.col("y").mean())
-        .sort(*_ARM, "restart")
+        .sort(*_ARM, "restart", "group")
         .collect(optimizations=IN_ORDER)
     )
 
 
-def arm_times(timings: pl.LazyFrame) -> pl.DataFrame:
+def over_groups(ratios: pl.DataFrame) -> pl.DataFrame:
+    """Return one y an arm and restart from :func:`group_ratios`: columns cell, recipe, restart, y, sorted by them.
+
+    An arm timed in several groups of one restart gives the mean over its groups.
+    """
+    means = ratios.group_by(*_ARM, "restart", maintain_order=True).agg(pl.col("y").mean())
+    return means.sort(*_ARM, "restart")
+
+
+def restart_ratios(blocks: pl.LazyFrame, baselines: Mapping[str, str], phase: str = MAIN) -> pl.DataFrame:
+    """Return y of every arm and restart of `phase`: :func:`over_groups` of :func:`group_ratios`."""
+    return over_groups(group_ratios(blocks, baselines, phase))
+
+
+def slot_counts(blocks: pl.LazyFrame, phase: str = MAIN) -> pl.DataFrame:
+    """Return one row an arm: cell, recipe, restarts, slots, missing, groups, last; sorted.
+
+    `slots` are those of kept blocks, `missing` counts those that another arm of the same restart and group has more,
+    `groups` lists the arm's groups, `last` is the highest number of its restarts.
+    """
+    replicate = ["cell", "restart", "group"]
+    return (
+        name_arms(counting(blocks, phase))
+        .group_by(*replicate, "recipe")
+        .agg(slots=pl.len().cast(pl.Int64))
+        .with_columns(missing=pl.col("slots").max().over(replicate) - pl.col("slots"))
+        .group_by(*_ARM)
+        .agg(
+            pl.col("restart").n_unique().alias("restarts"),
+            pl.col("slots", "missing").sum(),
+            groups=pl.col("group").unique().sort(),
+            last=pl.col("restart").max(),
+        )
+        .sort(*_ARM)
+        .collect()
+    )
+
+
+def arm_times(timings: pl.LazyFrame, phase: str = MAIN) -> pl.DataFrame:
     """Return one row an arm: its restarts, runs and unusable runs, and its times in seconds.
 
-    mean_s, median_s and p90_s (linear between neighbours) are over all timed runs. `time_s` is the geometric mean:
-    exp of the mean over restarts of the mean of ln(seconds); time_low_s and time_high_s are the ends of its 95 % t
-    interval over restarts (null for one restart). `unusable` counts runs whose seconds are missing, not finite or not
-    positive; an arm with such a run has no times, rather than times of the runs that happened to work.
+    mean_s, median_s and p90_s (linear between neighbours) are over all timed runs of blocks that were kept. `time_s`
+    is the geometric mean: exp of the mean over restarts of the mean of ln(seconds); time_low_s and time_high_s are the
+    ends of its 95 % t interval over restarts (null for one restart). `unusable` counts runs whose seconds are missing,
+    not finite or not positive; an arm with such a run has no times, rather than times of the runs that happened to
+    work. `constant` says that all of several runs took exactly the same time.
     """
     seconds = pl.col("seconds")
     usable = (seconds.is_finite() & (seconds > 0)).fill_null(False)
-    runs = name_arms(timings).with_columns(usable=usable)
+    runs = name_arms(counting(timings, phase)).with_columns(usable=usable)
     over_runs = runs.group_by(*_ARM, maintain_order=True).agg(
         runs=pl.len(),
         unusable=(~pl.col("usable")).sum(),
+        constant=(pl.len() > 1) & (seconds.min() == seconds.max()),
         mean_s=seconds.mean(),
         median_s=seconds.median(),
         p90_s=seconds.quantile(0.9, "linear"),
@@ -193,6 +249,7 @@ def arm_times(timings: pl.LazyFrame) -> pl.DataFrame:
         "restarts",
         "runs",
         "unusable",
+        "constant",
         *(pl.when(pl.col("unusable") == 0).then(pl.col(c)).alias(c) for c in times),
     )
 

@@ -24,11 +24,15 @@ SMALLEST_SPREAD = 1e-9
 """Restarts whose ratios agree closer than this (a nanosecond in a second) were not measured by any real clock."""
 
 
+FROM_RATIOS = ("faster", "slower", "equivalent", "inconclusive")
+"""Verdicts that ratios alone decide."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """An arm against its baseline, before its verdict: y of each restart, and what is known besides.
 
-    `problem` is a verdict and its reason that stand whatever the ratios are (failed); `wrong` and `no_op` are
+    `problem` is a verdict and its reason that stand whatever the ratios are (failed, void); `wrong` and `no_op` are
     evidence sentences, None where the arm is right and does something.
     """
 
@@ -106,20 +110,30 @@ def unusable(y: Sequence[float]) -> tuple[str, str] | None:
     return None
 
 
-def judge(arms: Mapping[str, Comparison], *, pilot: int, margin: float, q: float = Q) -> dict[str, Verdict]:
+def judge(
+    arms: Mapping[str, Comparison],
+    *,
+    pilot: int,
+    margin: float,
+    q: float = Q,
+    inflation: float = 1.0,
+    void: str | None = None,
+) -> dict[str, Verdict]:
     """Return the verdict on each arm of one cell.
 
     The family is the cell's arms without control and no-ops; arms without a usable interval are not tested and not
     counted. Faster and slower are decided by :func:`benjamini_hochberg` at `q`, the printed intervals are at
     :func:`fcr_level`; control and no-ops, which nothing was chosen by, have 95 % intervals. `pilot` is the number
-    of pilot restarts (Stein's first stage), `margin` what counts as no difference.
+    of pilot restarts (Stein's first stage), `margin` what counts as no difference. `inflation` widens every interval
+    and weakens every test by the factor that the target's A/A pairs ask for. `void` is the sentence about A/A pairs
+    that differ: what hangs on a ratio is then void, without a number.
     """
     verdicts: dict[str, Verdict] = {}
     estimates: dict[str, Estimate] = {}
     for name, arm in arms.items():
         problem = arm.problem or unusable(arm.y) or _short_pilot(arm.y, pilot)
         if problem is None:
-            estimates[name] = estimate(arm.y, pilot)
+            estimates[name] = estimate(arm.y, pilot, inflation)
         else:
             verdicts[name] = _without_number(arm, problem)
     family = [name for name in estimates if not arms[name].control and arms[name].no_op is None]
@@ -133,7 +147,12 @@ def judge(arms: Mapping[str, Comparison], *, pilot: int, margin: float, q: float
             word = "control" if arms[name].control else "no-op"
             evidence = arms[name].wrong or arms[name].no_op or "the baseline a second time (A/A)"
             verdicts[name] = _numbers("wrong" if arms[name].wrong else word, evidence, found, LEVEL)
-    return {name: verdicts[name] for name in arms}
+    return {name: _voided(verdicts[name], void) for name in arms}
+
+
+def _voided(verdict: Verdict, void: str | None) -> Verdict:
+    """What was read off a ratio falls with the target's A/A pairs; what was seen otherwise stays."""
+    return verdict if void is None or verdict.word not in FROM_RATIOS else Verdict("void", void)
 
 
 def _short_pilot(y: Sequence[float], pilot: int) -> tuple[str, str] | None:
@@ -142,12 +161,15 @@ def _short_pilot(y: Sequence[float], pilot: int) -> tuple[str, str] | None:
 
 
 def _without_number(arm: Comparison, problem: tuple[str, str]) -> Verdict:
-    """An arm without interval: what went wrong, but a wrong answer or a no-op is known without any timing."""
+    """An arm without interval: what went wrong, but a wrong answer or a no-op is known without any timing.
+
+    On two machines a no-op is not known: ONNX Runtime may make another graph of the same model on each.
+    """
     word, reason = problem
-    if word == "inconclusive":
-        for known, evidence in (("wrong", arm.wrong), ("no-op", arm.no_op)):
-            if evidence is not None:
-                return Verdict(known, f"{evidence}; no ratio: {reason}")
+    stands = {"inconclusive": {"wrong": arm.wrong, "no-op": arm.no_op}, "void": {"wrong": arm.wrong}}
+    for known, evidence in stands.get(word, {}).items():
+        if evidence is not None:
+            return Verdict(known, f"{evidence}; no ratio: {reason}")
     return Verdict(word, reason)
 
 

@@ -1,10 +1,11 @@
-"""The views of a run: datasets as polars LazyFrames, the view `speedups`, and SQL over them."""
+"""The views of a run: datasets as polars LazyFrames, the views `speedups` and `cells`, and SQL over them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import polars as pl
 
 from llama_bench import results
 from llama_bench.errors import InputError, nearest
-from llama_bench.stats import speedups
+from llama_bench.stats import cells, speedups
+from llama_bench.stats.judged import judge_run
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Frames:
     """The results of one run. Every field but `run` is a view for :meth:`sql`; statistics are made when collected."""
 
     speedups: pl.LazyFrame
+    cells: pl.LazyFrame
     timings: pl.LazyFrame
     blocks: pl.LazyFrame
     variants: pl.LazyFrame
@@ -53,9 +56,17 @@ def load(path: str | Path) -> Frames:
 
 
 def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames:
-    """Return the views of `run` (run.json) over its `datasets`; `speedups` is computed when it is collected."""
-    table = pl.defer(lambda: speedups.speedups(run, datasets), schema=speedups.SCHEMA)
-    return Frames(speedups=table, run=run, **{name: datasets[name] for name in results.SCHEMAS})
+    """Return the views of `run` (run.json) over its `datasets`.
+
+    `speedups` and `cells` are computed when the first of them is collected, from what is read then.
+    """
+    judged = cache(lambda: judge_run(run, datasets))
+    return Frames(
+        speedups=pl.defer(lambda: speedups.table(judged()), schema=speedups.SCHEMA),
+        cells=pl.defer(lambda: cells.table(judged()), schema=cells.SCHEMA),
+        run=run,
+        **{name: datasets[name] for name in results.SCHEMAS},
+    )
 
 
 def _explain(problem: str, views: Mapping[str, pl.LazyFrame]) -> str:

@@ -2,41 +2,207 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
 import numpy as np
+import pytest
+from scipy.special import rel_entr, softmax
 
-from llama_bench.bench.accuracy import BOUNDS, bound, compare
+from llama_bench.bench.accuracy import BOUNDS, PIECE, Bounds, bounds, compare, divergence, measure
+from llama_bench.schemas import SCHEMAS
+from llama_bench.sweep import AccuracyBounds
 
-REFERENCE = {"y": np.array([[1.0, -4.0], [2.0, 0.5]], dtype=np.float32)}
+Y = np.array([[1.0, -4.0], [2.0, 0.5]], dtype=np.float32)
+LOOSE = Bounds(max_rel=None, min_cosine=None, max_kl=None, min_top1=None)
+FP32 = BOUNDS["fp32"]
 
 
-def test_an_equal_answer_has_no_error() -> None:
-    [row] = compare({"y": REFERENCE["y"].copy()}, REFERENCE, 1e-3)
-    assert (row.max_abs, row.max_rel, row.nonfinite, row.within_bound) == (0.0, 0.0, 0, True)
+def one(actual: Any, expected: Any = Y, limits: Bounds = FP32, name: str = "y") -> dict[str, Any]:
+    [row] = compare({} if actual is None else {name: actual}, {name: expected}, limits, "exact")
+    return row
+
+
+def test_a_row_has_the_columns_of_the_dataset_and_an_equal_answer_has_no_error() -> None:
+    row = one(Y.copy())
+    names = SCHEMAS["accuracy"].names
+    assert list(row) == names[names.index("output") :]
+    assert row == {
+        "output": "y", "class": "exact", "max_abs": 0.0, "max_rel": 0.0, "cosine": 1.0, "kl": None, "top1": None,
+        "nan": 0, "infinite": 0, "nonfinite": 0, "bound": 1e-4, "bounds": row["bounds"],
+        "within_bound": True, "violated": None,
+    }  # fmt: skip
+    assert Bounds(**json.loads(row["bounds"])) == FP32
 
 
 def test_the_relative_error_is_of_the_largest_magnitude() -> None:
-    [row] = compare({"y": REFERENCE["y"] + np.float32(0.01)}, REFERENCE, 1e-3)
-    assert np.isclose(row.max_abs, 0.01, rtol=1e-4)
-    assert np.isclose(row.max_rel, 0.0025, rtol=1e-4)
-    assert not row.within_bound
+    row = one(Y + np.float32(0.01))
+    assert np.isclose(row["max_abs"], 0.01, rtol=1e-4)
+    assert np.isclose(row["max_rel"], 0.0025, rtol=1e-4)
+    assert row["within_bound"] is False
+    assert row["violated"].startswith("relative error 0.0025 is above 0.0001")
 
 
-def test_nan_and_infinity_are_wrong_and_counted() -> None:
-    [row] = compare({"y": np.array([[np.nan, -4.0], [np.inf, 0.5]], dtype=np.float32)}, REFERENCE, 1e9)
-    assert (row.nonfinite, row.within_bound) == (2, False)
+def test_the_cosine_is_that_of_the_angle_between_the_two() -> None:
+    row = one(np.array([3.0, 4.0], np.float32), np.array([4.0, 3.0], np.float32), Bounds(None, 0.99, None, None))
+    assert np.isclose(row["cosine"], 24 / 25)
+    assert row["violated"] == "cosine 0.96 is below 0.99"
+    assert one(-Y)["cosine"] == -1.0
+    # an error everywhere beside one very large value: the largest error is small, the direction is not
+    expected = np.ones(10_000, np.float32)
+    expected[0] = 5000.0
+    row = one(expected + np.where(np.arange(10_000) % 2, 0.4, -0.4).astype(np.float32), expected)
+    assert row["max_rel"] < 1e-4
+    assert re.fullmatch(r"cosine 0\.99996\d* is below 0\.999999", row["violated"])
 
 
-def test_a_missing_output_or_another_shape_is_wrong_even_where_it_would_broadcast() -> None:
-    assert not compare({}, REFERENCE, 1e9)[0].within_bound
-    assert not compare({"y": REFERENCE["y"][:1]}, REFERENCE, 1e9)[0].within_bound
+def test_every_bound_that_is_violated_is_named_and_a_number_never_reads_like_its_bound() -> None:
+    limits = Bounds(max_rel=0.1, min_cosine=0.9, max_kl=0.01, min_top1=0.9)
+    expected = np.array([[[3.0, 1.0, 0.0], [0.0, 1.0, 3.0]]], np.float32)
+    row = one(expected[..., ::-1], expected, limits, "logits")
+    parts = row["violated"].split("; ")
+    assert [part.rsplit(" ", 3)[1:] for part in parts] == [
+        ["is", "above", "0.1"], ["is", "below", "0.9"], ["is", "above", "0.01"], ["is", "below", "0.9"],
+    ]  # fmt: skip
+    assert parts[0] == "relative error 1 is above 0.1"
+    assert " nats is above" in parts[2]
+    assert parts[3] == "top-1 agreement 0 is below 0.9"
+    near = one(np.array([1.0001001], np.float64), np.array([1.0]), Bounds(1e-4, None, None, None))
+    assert near["violated"].startswith("relative error 0.0001001 is above")
+
+
+def test_nan_and_infinity_are_wrong_under_any_bound_and_counted_apart() -> None:
+    row = one(np.array([[np.nan, -4.0], [np.inf, -np.inf]], dtype=np.float32), limits=LOOSE)
+    assert (row["nan"], row["infinite"], row["nonfinite"], row["within_bound"]) == (1, 2, 3, False)
+    assert row["violated"] == "1 of 4 values are NaN, 2 infinite"
+    assert (row["max_rel"], row["cosine"]) == (math.inf, None)
+
+
+def test_one_nan_in_the_last_of_many_values_is_found() -> None:
+    values = np.zeros(3 * PIECE + 5, np.float32)
+    spoiled = values.copy()
+    spoiled[-1] = np.nan
+    assert one(spoiled, values, LOOSE)["nan"] == 1
+    spoiled[-1] = 2.0
+    assert one(spoiled, values, FP32)["max_abs"] == 2.0
+
+
+def test_a_missing_output_or_another_shape_is_infinitely_wrong_even_where_it_would_broadcast() -> None:
+    missing, reshaped = one(None, limits=LOOSE), one(Y[:1], limits=LOOSE)
+    assert (missing["within_bound"], missing["max_rel"], missing["violated"]) == (
+        False, math.inf, "the output is missing",
+    )  # fmt: skip
+    assert (reshaped["within_bound"], reshaped["max_rel"]) == (False, math.inf)
+    assert reshaped["violated"] == "its shape is [1, 2], the reference's is [2, 2]"
+
+
+def test_a_reference_that_is_not_finite_is_its_own_fault_and_said_to_be() -> None:
+    broken = Y.copy()
+    broken[0] = (np.nan, np.inf)
+    for actual in (broken.copy(), Y, None):
+        row = one(actual, broken, LOOSE)
+        assert row["within_bound"] is False
+        assert row["violated"] == "the reference itself is not finite (1 NaN, 1 infinite): nothing can equal it"
+        assert row["max_rel"] is None
+    assert one(broken.copy(), broken)["nonfinite"] == 2
 
 
 def test_a_reference_of_zeros_allows_only_zeros() -> None:
-    zeros = {"y": np.zeros(3, dtype=np.float32)}
-    assert compare({"y": np.zeros(3, dtype=np.float32)}, zeros, 1e-3)[0].within_bound
-    assert not compare({"y": np.full(3, 1e-9, dtype=np.float32)}, zeros, 1e-3)[0].within_bound
+    zeros = np.zeros(3, np.float32)
+    same, other = one(zeros.copy(), zeros), one(np.full(3, 1e-9, np.float32), zeros)
+    assert (same["within_bound"], same["max_rel"], same["cosine"]) == (True, 0.0, 1.0)
+    assert (other["within_bound"], other["max_rel"], other["cosine"]) == (False, math.inf, 0.0)
+    assert one(zeros, np.ones(3, np.float32))["cosine"] == 0.0
 
 
-def test_tf32_arms_get_the_bound_of_tf32() -> None:
-    assert bound({"provider_options": {"use_tf32": "1"}}) == BOUNDS["tf32"]
-    assert bound({"provider_options": {"use_tf32": "0"}}) == bound({}) == BOUNDS["fp32"]
+def test_the_divergence_is_kullback_and_leiblers_from_the_reference_to_the_answer() -> None:
+    expected, actual = np.log([[[0.5, 0.5]]]), np.log([[[0.25, 0.75]]])
+    kl, top1 = divergence(actual, expected)
+    assert np.isclose(kl, 0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert top1 == 0.0  # of two equal tokens the first counts
+
+
+@pytest.mark.parametrize("shift", [0.0, 3e4, -3e4])
+def test_the_divergence_agrees_with_scipy_and_no_logit_is_too_large_for_it(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(2, 3, 50_000)) * 4
+    actual = expected + rng.normal(size=expected.shape)
+    truth = rel_entr(softmax(expected, -1), softmax(actual, -1)).sum(-1).mean()
+    kl, top1 = divergence(actual + shift, expected)
+    assert np.isclose(kl, truth, rtol=1e-9)
+    assert top1 == np.mean(actual.argmax(-1) == expected.argmax(-1))
+    assert divergence(expected + shift, expected)[0] < 1e-9
+
+
+def test_only_logits_have_a_distribution_and_a_bound_on_it() -> None:
+    limits = Bounds(None, None, max_kl=0.01, min_top1=None)
+    expected = np.random.default_rng(0).normal(size=(2, 1, 8)).astype(np.float32)
+    hidden, logits = one(-expected, expected, limits, "hidden_states"), one(-expected, expected, limits, "logits")
+    assert (hidden["kl"], hidden["top1"], hidden["within_bound"]) == (None, None, True)
+    assert logits["kl"] > 0.5
+    assert logits["within_bound"] is False
+    assert re.fullmatch(r"KL divergence \d\.\d+ nats is above 0\.01", logits["violated"])
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_every_float_type_is_compared_and_fp16_does_not_overflow(kind: Any) -> None:
+    expected = np.full(1000, 60_000.0, np.float32)
+    found = measure(expected.astype(kind), expected)
+    assert found.max_rel is not None
+    assert found.max_rel < 4e-3
+    assert found.cosine is not None
+    assert found.cosine > 0.999999
+
+
+def test_an_output_is_named_and_rows_are_sorted_and_other_outputs_do_not_count() -> None:
+    rows = compare({"b": Y, "a": Y * 2, "c": Y}, {"b": Y, "a": Y}, FP32, "approximate")
+    assert [(row["output"], row["within_bound"], row["class"]) for row in rows] == [
+        ("a", False, "approximate"), ("b", True, "approximate"),
+    ]  # fmt: skip
+
+
+def test_tf32_arms_get_the_bounds_of_tf32_and_no_sweep_loosens_an_exact_rewrite() -> None:
+    loose = AccuracyBounds(max_rel=0.5, min_cosine=0.1, max_kl=9.0, min_top1=0.1)
+    tf32 = {"provider_options": {"use_tf32": "1"}}
+    assert bounds("exact", tf32, loose) == BOUNDS["tf32"]
+    for settings in ({"provider_options": {"use_tf32": "0"}}, {"provider_options": {}}, {}):
+        assert bounds("exact", settings, loose) == FP32
+    assert bounds("approximate", tf32, loose) == Bounds(0.5, 0.1, 9.0, 0.1)
+
+
+def test_exact_rewrites_are_held_tighter_than_any_approximation_is_by_default() -> None:
+    default = bounds("approximate", {}, AccuracyBounds())
+    for exact in BOUNDS.values():
+        assert exact.max_rel is not None
+        assert exact.min_cosine is not None
+        assert exact.max_kl is not None
+        assert exact.min_cosine > (default.min_cosine or 0)
+        assert exact.max_kl < (default.max_kl or 0)
+    assert (FP32.max_rel or 1) < (BOUNDS["tf32"].max_rel or 0)
+
+
+def test_the_documented_bounds_are_those_that_hold() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    documented = {
+        (name, products): Bounds(*(None if cell == "–" else float(cell) for cell in cells))
+        for name, products, *cells in re.findall(
+            r"^\| (exact|approximate) \| (\w+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE
+        )
+    }
+    assert documented == {
+        ("exact", "fp32"): BOUNDS["fp32"],
+        ("exact", "TF32"): BOUNDS["tf32"],
+        ("approximate", "any"): bounds("approximate", {}, AccuracyBounds()),
+    }
+
+
+def test_the_process_that_is_timed_imports_no_torch_for_it() -> None:
+    program = "import sys, llama_bench.bench.accuracy; print({'torch', 'scipy', 'onnx', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

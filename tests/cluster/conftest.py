@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 
+import llama_bench
+from llama_bench.bench import machine
+from llama_bench.cluster.build import build
+from llama_bench.cluster.cell import measure_cell
+from llama_bench.cluster.identity import Identity, find_or_start
+from llama_bench.cluster.job import Job
+from llama_bench.cluster.processes import Processes
+from llama_bench.plan import make
+from llama_bench.stats.views import Frames
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
+
+FACTS = machine.facts()
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -36,6 +47,26 @@ def tiny() -> dict[str, Any]:
     import copy
 
     return copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def two_arms(tiny: dict[str, Any]) -> dict[str, Any]:
+    """A sweep whose one recipe besides the baseline takes ten times as long, in truth."""
+    tiny["recipes"] = {"original": {}, "slower": {"session": {"slowdown": 9.0}}}
+    return tiny
+
+
+def measure(data: dict[str, Any], store: Store) -> tuple[Frames, list[dict[str, Any]]]:
+    """Build and measure the cells of a sweep here, in plain processes; return its results and its events."""
+    plan = make(Sweep.model_validate(data), {})
+    for artifact in plan.artifacts.values():
+        if not store.has(artifact.id):
+            build(artifact, store)
+    identity = Identity(plan.sweep.model_dump(mode="json"), "code", {}, [machine.fingerprint(FACTS)])
+    run = find_or_start(store, plan, identity, {}, {"here": FACTS}).run
+    jobs = [Job(cell, plan.sweep.measure, store.uri, run, "here", FACTS, 10**12) for cell in plan.cells]
+    events = [event for job in jobs for event in measure_cell(job, Processes(job.environment))]
+    return llama_bench.load(store.url(run)), events
 
 
 @pytest.fixture

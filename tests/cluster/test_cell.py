@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from llama_bench.cluster.cell import _total
+from llama_bench.cluster.cell import _totals
+from llama_bench.cluster.job import Job
+from llama_bench.plan import make
 from llama_bench.stats.progress import Progress
-from llama_bench.sweep import Measure
+from llama_bench.sweep import Measure, Sweep
+
+from .conftest import TINY
 
 NAMES = ["original", "a"]
 
@@ -23,24 +27,32 @@ def progress(ratios: list[float], seconds: float = 10.0) -> Progress:
 NOISY = [0.00, 0.04, -0.04, 0.03]
 
 
+def total(measure: Measure, done: Progress, budget_s: float) -> int:
+    """Restarts in all of the arm `a`."""
+    [cell] = make(Sweep.model_validate({**TINY, "measure": measure.model_dump()}), {}).cells
+    job = Job(cell, measure, "", "", "", {}, 0)
+    totals = _totals(job, done, NAMES, 0, budget_s)
+    assert totals["original"] == measure.restarts
+    return totals["a"]
+
+
 def test_without_a_wanted_half_width_the_pilot_is_all() -> None:
-    assert _total(Measure(restarts=4, half_width=None), progress(NOISY), NAMES, 0, 1e9) == 4
+    assert total(Measure(restarts=4, half_width=None), progress(NOISY), 1e9) == 4
 
 
 def test_an_unfinished_pilot_is_finished_first() -> None:
-    assert _total(Measure(restarts=4, half_width=0.001), progress(NOISY[:3]), NAMES, 0, 1e9) == 4
+    assert total(Measure(restarts=4, half_width=0.001), progress(NOISY[:3]), 1e9) == 4
 
 
 def test_a_noisy_pilot_asks_for_more_and_the_budget_limits_it() -> None:
     measure = Measure(restarts=4, half_width=0.01)
-    wanted = _total(measure, progress(NOISY), NAMES, 0, 1e9)
-    assert wanted > 50
-    assert _total(measure, progress(NOISY), NAMES, 0, 200.0) == 20
-    assert _total(measure, progress(NOISY), NAMES, 0, 1.0) == 4
+    assert total(measure, progress(NOISY), 1e9) > 50
+    assert total(measure, progress(NOISY), 200.0) == 20
+    assert total(measure, progress(NOISY), 1.0) == 4
 
 
 def test_a_quiet_pilot_is_enough() -> None:
-    assert _total(Measure(restarts=4, half_width=0.01), progress([0.1, 0.1001, 0.1, 0.1001]), NAMES, 0, 1e9) == 4
+    assert total(Measure(restarts=4, half_width=0.01), progress([0.1, 0.1001, 0.1, 0.1001]), 1e9) == 4
 
 
 @pytest.mark.parametrize("later", [0.5, -0.5, 0.0])
@@ -48,4 +60,4 @@ def test_what_comes_after_the_pilot_changes_nothing(later: float) -> None:
     measure = Measure(restarts=4, half_width=0.01)
     grown = progress([*NOISY, later, later])
     grown.restart_s = [(0, 10.0)] * 4 + [(0, 99.0)] * 2
-    assert _total(measure, grown, NAMES, 0, 200.0) == _total(measure, progress(NOISY), NAMES, 0, 200.0)
+    assert total(measure, grown, 200.0) == total(measure, progress(NOISY), 200.0)

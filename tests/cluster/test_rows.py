@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from llama_bench.bench.interference import Observed
 from llama_bench.cluster.rows import restart_rows
 from llama_bench.plan import make
 from llama_bench.results import SCHEMAS
 from llama_bench.sweep import Sweep
 
+SEEN = Observed(0.0, 0.1, None, None, None, None, None)
 NODE = {"hostname": "h", "cpu": "c", "physical_cores": 2, "logical_cores": 4, "memory_bytes": 8, "gpus": []}
 SECONDS = dict.fromkeys(("wall_s", "start_s", "load_s", "warmup_s", "washout_s", "timed_s", "other_s"), 1.0)
 
@@ -30,20 +32,22 @@ def said(pid: int) -> dict[str, Any]:
 @pytest.fixture
 def rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     cell = make(sweep, {}).cells[0]
-    slot = {"block": 0, "at": datetime.now(UTC), "washout_runs": 1, "washout_s": 0.05}
+    slot = {"block": 0, "at": datetime.now(UTC), "washout_runs": 1, "washout_s": 0.05, "kept": True, "seen": SEEN}
     slots = [
-        {**slot, "position": 0, "arm": "control", "seconds": (0.5, 2.0)},
-        {**slot, "position": 1, "arm": "original", "seconds": (4.0, 1.0)},
+        {**slot, "position": 0, "arm": "control", "seconds": (0.5, 2.0), "busy_s": (0.0, 0.0)},
+        {**slot, "position": 1, "arm": "original", "seconds": (4.0, 1.0), "busy_s": (0.5, 0.25)},
     ]
     return restart_rows(
         cell,
         restart=5,
         group=0,
+        phase="main",
         started_at=datetime.now(UTC),
         seconds=SECONDS,
         said={"control": said(7), "original": said(8)},
         slots=slots,
         node=NODE,
+        moment={"load_1m": 0.5, "versions": "{}"},
         node_id="n",
     )
 
@@ -71,3 +75,12 @@ def test_each_timing_names_the_process_it_came_from(rows: dict[str, list[dict[st
 def test_pieces_come_last_because_they_make_the_others_count(rows: dict[str, list[dict[str, Any]]]) -> None:
     assert list(rows)[-1] == "pieces"
     assert rows["pieces"][0]["restart"] == 5
+
+
+def test_what_a_busy_loop_took_is_kept_and_nothing_where_there_was_none(rows: dict[str, list[dict[str, Any]]]) -> None:
+    assert [row["busy_s"] for row in rows["timings"]] == [None, None, 0.5, 0.25]
+
+
+def test_every_slot_of_a_block_carries_what_was_seen_around_it(rows: dict[str, list[dict[str, Any]]]) -> None:
+    assert [(row["kept"], row["cpu_pressure"], row["disturbed"]) for row in rows["blocks"]] == [(True, 0.1, None)] * 2
+    assert (rows["pieces"][0]["blocks"], rows["pieces"][0]["dropped"]) == (1, 0)

@@ -43,6 +43,32 @@ class World:
         """Every dataset with its own schema, as `results.scan` gives them."""
         return {name: _frame(self.rows[name], schema).lazy() for name, schema in SCHEMAS.items()}
 
+    def disturb(self, restart: int, block: int, recipe: str, *, kept: bool, factor: float = 3.0) -> None:
+        """Make `recipe` slower by `factor` in a block of every cell; one that is not `kept` is timed again after it."""
+        for dataset in ("blocks", "timings"):
+            again = []
+            for row in self.rows[dataset]:
+                if (row["restart"], row["block"]) != (restart, block):
+                    continue
+                if not kept:
+                    last = max(other["block"] for other in self.rows[dataset] if other["restart"] == restart)
+                    again.append({**row, "block": last + 1})
+                row |= {"kept": kept}
+                if dataset == "blocks":
+                    row |= {"disturbed": "steal 12 %", "steal": 0.12}
+                slower = factor if row["recipe"] == recipe and not row["control"] else 1.0
+                if dataset == "blocks":
+                    row["log_seconds"] += float(np.log(slower))
+                else:
+                    row["seconds"] *= slower
+            self.rows[dataset] += again
+
+    def move(self, restart: int, **machine: Any) -> None:
+        """Let a restart of every cell have run on another machine: columns of `machines`."""
+        for row in self.rows["machines"]:
+            if row["restart"] == restart:
+                row |= machine
+
     def write(self, folder: Path, name: str = "20260102T030405Z-f00d") -> Path:
         """Write the run into a local store as a measurement does, pieces last; return the run's folder."""
         store, run = Store(folder), f"synthetic/{name}"
@@ -70,8 +96,15 @@ def world(
     runs: int = 5,
     spread: float = 0.005,
     seed: int = 1,
+    half_width: float | None = 0.01,
+    confirm: str | None = None,
+    fresh: float | None = None,
 ) -> World:
-    """Return a run of *original* and `recipes`; `spread` is the standard deviation of ln seconds between restarts."""
+    """Return a run of *original* and `recipes`; `spread` is the standard deviation of ln seconds between restarts.
+
+    With `confirm` that recipe has `pilot` fresh restarts after the main ones, in which its true ratio is `fresh` (its
+    own when left out).
+    """
     tags = dict(targets or {"B": "CPUExecutionProvider"})
     sweep = Sweep.model_validate(
         {
@@ -80,7 +113,7 @@ def world(
             "recipes": {"original": {}, **{name: {} for name in recipes}},
             "workloads": {"prefill": {"sequence": 16, "batch": 2}},
             "targets": {name: {"tag": f"bench_{name}", "provider": provider} for name, provider in tags.items()},
-            "measure": {"restarts": pilot, "blocks": blocks, "runs": runs},
+            "measure": {"restarts": pilot, "blocks": blocks, "runs": runs, "half_width": half_width},
         }
     )
     cells = [cell for cell in plan.make(sweep, {}).cells if cell.target_name not in (unserved or {})]
@@ -108,52 +141,66 @@ def world(
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
     rng = np.random.default_rng(seed)
     for cell in cells:
-        _measure(rows, cell, recipes, restarts, blocks, runs, spread, rng)
+        key = {"cell": cell.id, "model": cell.model.label, "workload": cell.workload_name, "target": cell.target_name}
+        ratios = _examine(rows, key, cell, recipes)
+        for restart in range(restarts):
+            replicate = {**key, "restart": restart, "group": 0, "phase": "main"}
+            _restart(rows, replicate, cell, recipes, ratios, blocks, runs, spread, rng)
+        if confirm is not None:
+            three = {name: ratios[name] for name in ("original", CONTROL, confirm)}
+            three[confirm] = three[confirm] if fresh is None else fresh
+            for restart in range(restarts, restarts + pilot):
+                replicate = {**key, "restart": restart, "group": 0, "phase": "confirm"}
+                _restart(rows, replicate, cell, recipes, three, blocks, runs, spread, rng)
     return World(run, rows)
 
 
-def _measure(
-    rows: dict[str, list[dict[str, Any]]],
-    cell: plan.Cell,
-    recipes: Mapping[str, Truth],
-    restarts: int,
-    blocks: int,
-    runs: int,
-    spread: float,
-    rng: np.random.Generator,
-) -> None:
-    """Append what measuring `cell` writes; the arms share the drift between blocks, not the spread between restarts."""
-    key = {"cell": cell.id, "model": cell.model.label, "workload": cell.workload_name, "target": cell.target_name}
-    base_s = 2e-3 * (cell.model.hidden_size / 512) ** 2
+def _examine(
+    rows: dict[str, list[dict[str, Any]]], key: Mapping[str, Any], cell: plan.Cell, recipes: Mapping[str, Truth]
+) -> dict[str, float]:
+    """Append what examining `cell` writes; return the true ratio of each arm that can be timed."""
     truths = {arm.name: recipes.get(arm.name, Truth()) for arm in cell.arms}
     for name, truth in truths.items():
         rows["variants"].append({**key, **_variant(name, truth, cell)})
         if truth.failure:
             failure = {"recipe": name, "stage": "build", "kind": "WorkError", "message": truth.failure, "at": START}
             rows["failures"].append({**key, **failure})
-    timed = [name for name, truth in truths.items() if truth.failure is None]
-    for restart in range(restarts):
-        replicate = {**key, "restart": restart, "group": 0}
-        level = {name: rng.normal(0, spread) for name in timed}
-        for name in timed:
-            bound = {"output": "logits", "max_abs": 1e-3, "max_rel": 2e-3, "nonfinite": 0, "bound": 1e-3}
-            inside = truths[name].within_bound
-            arm = {"recipe": name, "control": name == CONTROL}
-            rows["accuracy"].append({**replicate, **arm, **bound, "within_bound": inside})
-        for block in range(blocks):
-            drift = rng.normal(0, 0.05)
-            for position, name in enumerate(rng.permutation(timed).tolist()):
-                centre = np.log(base_s * truths[name].ratio) + level[name] + drift
-                logs = centre + rng.normal(0, 0.002, runs)
-                slot = {"block": block, "position": position, "recipe": name, "control": name == CONTROL, "pid": 1}
-                rows["blocks"].append({**replicate, **slot, "log_seconds": float(logs.mean())})
-                rows["timings"] += [
-                    {**replicate, **slot, "run_index": i, "seconds": float(np.exp(log))} for i, log in enumerate(logs)
-                ]
-        phases = {"start_s": 2.0, "load_s": 1.0, "warmup_s": 1.5, "washout_s": 0.5, "timed_s": 4.5, "other_s": 0.5}
-        piece = {"piece": f"{cell.id}-r{restart:04d}", "kind": "restart", "wall_s": 10.0, **phases}
-        rows["pieces"].append({**replicate, **piece, "started_at": START + timedelta(seconds=10 * restart)})
     rows["pieces"].append({**key, "piece": f"{cell.id}-x", "kind": "examine", "wall_s": 3.0})
+    return {name: truth.ratio for name, truth in truths.items() if truth.failure is None}
+
+
+def _restart(
+    rows: dict[str, list[dict[str, Any]]],
+    replicate: Mapping[str, Any],
+    cell: plan.Cell,
+    recipes: Mapping[str, Truth],
+    ratios: Mapping[str, float],
+    blocks: int,
+    runs: int,
+    spread: float,
+    rng: np.random.Generator,
+) -> None:
+    """Append what a restart writes; the arms share the drift between blocks, not the spread between restarts."""
+    base_s = 2e-3 * (cell.model.hidden_size / 512) ** 2
+    level = {name: rng.normal(0, spread) for name in ratios}
+    for name in ratios:
+        bound = {"output": "logits", "max_abs": 1e-3, "max_rel": 2e-3, "nonfinite": 0, "bound": 1e-3}
+        inside = recipes.get(name, Truth()).within_bound
+        arm = {"recipe": name, "control": name == CONTROL}
+        rows["accuracy"].append({**replicate, **arm, **bound, "within_bound": inside})
+        rows["machines"].append({**replicate, **arm, "hostname": "host", "cpu": "A CPU", "physical_cores": 2})
+    for block in range(blocks):
+        drift = rng.normal(0, 0.05)
+        for position, name in enumerate(rng.permutation(list(ratios)).tolist()):
+            logs = np.log(base_s * ratios[name]) + level[name] + drift + rng.normal(0, 0.002, runs)
+            slot = {"block": block, "position": position, "recipe": name, "control": name == CONTROL, "pid": 1}
+            slot |= {**replicate, "kept": True}
+            rows["blocks"].append({**slot, "log_seconds": float(logs.mean())})
+            rows["timings"] += [{**slot, "run_index": i, "seconds": float(np.exp(log))} for i, log in enumerate(logs)]
+    phases = {"start_s": 2.0, "load_s": 1.0, "warmup_s": 1.5, "washout_s": 0.5, "timed_s": 4.5, "other_s": 0.5}
+    number = replicate["restart"]
+    piece = {"piece": f"{cell.id}-r{number:04d}", "kind": "restart", "wall_s": 10.0, "blocks": blocks, "dropped": 0}
+    rows["pieces"].append({**replicate, **piece, **phases, "started_at": START + timedelta(seconds=10 * number)})
 
 
 def _variant(name: str, truth: Truth, cell: plan.Cell) -> dict[str, Any]:

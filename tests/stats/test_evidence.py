@@ -78,6 +78,12 @@ def test_one_answer_outside_its_bound_is_wrong_and_the_worst_is_named() -> None:
     assert evidence.wrong([accuracy(within_bound=None)]) is None
 
 
+def test_the_check_itself_says_what_an_answer_violates() -> None:
+    said = "KL divergence 0.4 nats is above 0.1; top-1 agreement 0.5 is below 0.9"
+    sentence = evidence.wrong([accuracy(max_rel=0.02, bound=None, within_bound=False, violated=said)])
+    assert sentence == f"output logits is outside its accuracy bound against torch in fp32: {said}, in 1 restart"
+
+
 def test_values_that_are_not_finite_are_worse_than_any_difference() -> None:
     rows = [
         accuracy(max_rel=0.9, within_bound=False),
@@ -123,6 +129,64 @@ def test_a_failure_elsewhere_leaves_the_arm_skipped(found: dict[str, Any]) -> No
 def test_a_target_without_a_node_is_unserved_whatever_else_failed() -> None:
     found = evidence.without_number(CELL, "fuse", "v1", [failure(cell="c1")], "no node offers bench_gpu")
     assert found == ("unserved", "no node offers bench_gpu")
+
+
+def died(rows: list[dict[str, Any]], **changed: int) -> str | None:
+    numbers = {"restarts": 3, "last": 4, "needed": 6, "others": 6} | changed
+    return evidence.died(CELL, "fuse", rows, **numbers)
+
+
+def gave_up(**changed: Any) -> dict[str, Any]:
+    return failure(**{"cell": "c1", "recipe": "fuse", "stage": "slot", "restart": 5, "message": "killed"} | changed)
+
+
+def test_an_arm_that_was_given_up_half_way_says_after_how_many_restarts_and_why() -> None:
+    assert died([gave_up()]) == "given up after 3 restarts: slot: killed"
+    assert died([gave_up()], restarts=1) == "given up after 1 restart: slot: killed"
+    # after the pilot, but before the restarts that its own spread asks for
+    assert died([gave_up()], restarts=8, needed=20) == "given up after 8 restarts: slot: killed"
+
+
+def test_an_arm_that_was_tried_again_since_its_failure_is_alive() -> None:
+    assert died([gave_up(restart=3)], restarts=6) is None
+    assert died([gave_up(restart=3)], restarts=8, needed=20) is None
+
+
+@pytest.mark.parametrize("changed", [{"kind": "lost"}, {"recipe": "x"}, {"cell": "c2"}, {"stage": "build"}])
+def test_a_lost_restart_or_a_failure_elsewhere_gives_no_arm_up(changed: dict[str, Any]) -> None:
+    assert died([gave_up(**changed)], restarts=8, needed=20) is None
+
+
+def test_an_arm_that_has_all_it_needs_did_not_die_half_way() -> None:
+    assert died([gave_up()], restarts=6) is None
+
+
+def test_fewer_restarts_than_the_arms_beside_it_need_no_failure_to_be_seen() -> None:
+    assert died([]) == "timed in 3 restarts only, other arms beside it in 6"
+    assert died([], others=3) is None
+    assert died([], others=0) is None
+
+
+def machine(**changed: Any) -> dict[str, Any]:
+    return {"hostname": "host-a", "cpu": "AMD EPYC", "physical_cores": 8, "gpu": None} | changed
+
+
+@pytest.mark.parametrize(
+    "other", [{"hostname": "host-b"}, {"cpu": "Intel Xeon"}, {"physical_cores": 4}, {"hostname": "host-b", "gpu": "H"}]
+)
+def test_restarts_on_two_machines_name_both(other: dict[str, Any]) -> None:
+    sentence = evidence.two_machines([machine(), machine(**other)])
+    assert sentence is not None
+    assert "host-a (AMD EPYC, 8 cores)" in sentence
+    assert " and " in sentence
+    assert str(next(iter(other.values()))) in sentence
+
+
+def test_one_machine_or_what_was_not_seen_is_no_second_machine() -> None:
+    assert evidence.two_machines([]) is None
+    assert evidence.two_machines([machine()]) is None
+    assert evidence.two_machines([machine(), machine(cpu=None, gpu="NVIDIA H200")]) is None
+    assert evidence.two_machines([machine(gpu="H100"), machine(gpu="H200")]) is not None
 
 
 def test_unserved_targets_have_their_reason_as_text() -> None:

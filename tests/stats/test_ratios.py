@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_bench.stats.ratios import Estimate, arm_times, estimate, restart_ratios, saved, stein_total
+from llama_bench.stats.ratios import (
+    CONFIRM,
+    Estimate,
+    arm_times,
+    counting,
+    estimate,
+    group_ratios,
+    restart_ratios,
+    saved,
+    slot_counts,
+    stein_total,
+)
 
 BASELINES = {"c": "original"}
 
@@ -51,6 +62,7 @@ def test_a_known_ratio_is_recovered_whatever_drifts_between_blocks() -> None:
     assert saved(estimate(y, pilot=3).speedup) == pytest.approx(0.2, rel=1e-12)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=2), min_size=2, max_size=5))
 def test_swapping_two_arms_flips_the_sign_and_turns_the_interval_over(noise: list[list[float]]) -> None:
     rows = blocks({"original": [[0.0, 0.0]] * len(noise), "other": noise})
@@ -62,6 +74,7 @@ def test_swapping_two_arms_flips_the_sign_and_turns_the_interval_over(noise: lis
     assert high == pytest.approx(1 / low_back)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.floats(1e-6, 1e6))
 def test_another_unit_of_time_changes_no_ratio(scale: float) -> None:
     values = {"original": [[0.1, 0.2], [0.3, 0.1]], "other": [[0.2, 0.2], [0.1, 0.4]]}
@@ -92,6 +105,52 @@ def test_a_block_without_a_value_spoils_its_restart_visibly() -> None:
     missing = rows.with_columns(pl.col("log_seconds").fill_nan(None))
     assert math.isnan(ys(rows, "other")[0])
     assert math.isnan(ys(missing, "other")[0])
+
+
+def test_a_block_in_which_an_arm_has_no_slot_is_left_out_for_that_arm_alone() -> None:
+    rows = blocks({"original": [[0.0, 5.0]], "other": [[0.25, 9.0]], "whole": [[0.5, 5.5]]})
+    rows = rows.filter(~((pl.col("recipe") == "other") & (pl.col("block") == 1)))
+    assert ys(rows, "other") == [0.25]
+    assert ys(rows, "whole") == [0.5]
+    without = rows.filter(~((pl.col("recipe") == "original") & (pl.col("block") == 0)))
+    assert ys(without, "other") == []
+    assert ys(without, "whole") == [0.5]
+
+
+def test_only_kept_rows_of_the_wanted_phase_count_and_null_is_kept_and_main() -> None:
+    rows = blocks({"original": [[0.0, 0.0]] * 3, "other": [[0.25, 9.0], [0.5, 0.5], [7.0, 7.0]]}).with_columns(
+        kept=pl.when(pl.col("restart") == 0).then(pl.col("block") == 0),
+        phase=pl.when(pl.col("restart") == 2).then(pl.lit("confirm")),
+    )
+    assert ys(rows, "other") == [0.25, 0.5]
+    assert restart_ratios(rows, BASELINES, CONFIRM)["y"].to_list() == [7.0]
+
+
+def test_rows_without_the_columns_are_all_kept_and_main() -> None:
+    rows = blocks({"original": [[0.0]], "other": [[0.25]]})
+    assert counting(rows).collect().height == 2
+    assert counting(rows, CONFIRM).collect().height == 0
+    nulls = rows.with_columns(kept=pl.lit(None), phase=pl.lit(None))
+    assert counting(nulls).collect().height == 2
+
+
+def test_a_group_has_its_own_ratios() -> None:
+    rows = pl.concat(
+        blocks({"original": [[0.0]], "a": [[0.5]]}, control=None).with_columns(group=pl.lit(group, pl.Int64))
+        for group in (0, 1)
+    ).with_columns(pl.col("log_seconds") * (1 + pl.col("group")))
+    assert group_ratios(rows, BASELINES).select("group", "y").rows() == [(0, 0.5), (1, 1.0)]
+    assert ys(rows, "a") == [0.75]
+
+
+def test_slots_are_counted_against_the_fullest_arm_of_their_restart() -> None:
+    rows = blocks({"original": [[0.0, 0.0], [0.0, 0.0]], "a": [[0.5, 0.5], [0.5, 0.5]], "b": [[0.1, 0.1]]})
+    rows = rows.filter(~((pl.col("recipe") == "a") & (pl.col("block") == 1) & (pl.col("restart") == 1)))
+    counts = {row["recipe"]: row for row in slot_counts(rows).to_dicts()}
+    assert [counts[name]["slots"] for name in ("original", "a", "b")] == [4, 3, 2]
+    assert [counts[name]["missing"] for name in ("original", "a", "b")] == [0, 1, 0]
+    assert [counts[name]["restarts"] for name in ("original", "a", "b")] == [2, 2, 1]
+    assert (counts["a"]["last"], counts["b"]["last"], counts["b"]["groups"]) == (1, 0, [0])
 
 
 def test_stein_asks_for_what_the_hand_calculation_asks() -> None:
@@ -139,6 +198,18 @@ def test_the_smallest_visible_effect_agrees_with_the_simulated_one(
     assert 100 * effect == pytest.approx(percent, abs=0.06)
 
 
+def test_inflation_multiplies_the_standard_error_everywhere() -> None:
+    y = [0.010, 0.014, 0.009, 0.012]
+    plain, wide = estimate(y, 4), estimate(y, 4, inflation=3.0)
+    assert (wide.mean, wide.sd, wide.df, wide.speedup) == (plain.mean, plain.sd, plain.df, plain.speedup)
+    assert wide.standard_error == pytest.approx(3 * plain.standard_error)
+    low, high = plain.interval()
+    wide_low, wide_high = wide.interval()
+    assert wide_high - wide_low == pytest.approx(3 * (high - low))
+    assert wide.p_value() > plain.p_value()
+    assert math.log1p(wide.smallest_effect()) == pytest.approx(3 * math.log1p(plain.smallest_effect()))
+
+
 def test_p_value_and_interval_tell_the_same_story() -> None:
     found = estimate([0.010, 0.014, 0.009, 0.012], pilot=4)
     edge = 1 - found.p_value()
@@ -171,6 +242,22 @@ def test_one_unusable_run_takes_the_arms_times_away(bad: Any) -> None:
     assert row["unusable"] == 1
     assert row["mean_s"] is None
     assert row["time_low_s"] is None
+
+
+def test_times_are_those_of_kept_runs_in_the_main_phase() -> None:
+    rows = timings({"a": [[1.0, 9.0], [2.0, 2.0], [50.0, 50.0]]}).with_columns(
+        kept=pl.col("seconds") != 9.0, phase=pl.when(pl.col("restart") == 2).then(pl.lit("confirm"))
+    )
+    [row] = arm_times(rows).to_dicts()
+    assert (row["restarts"], row["runs"]) == (2, 3)
+    assert row["mean_s"] == pytest.approx(5 / 3)
+    [fresh] = arm_times(rows, CONFIRM).to_dicts()
+    assert fresh["mean_s"] == 50.0
+
+
+def test_runs_that_all_take_the_same_time_are_marked_constant() -> None:
+    rows = arm_times(timings({"a": [[1.0, 1.0], [1.0, 1.0]], "b": [[1.0, 1.5]], "c": [[1.0]]}))
+    assert dict(rows.select("recipe", "constant").iter_rows()) == {"a": True, "b": False, "c": False}
 
 
 def test_one_restart_has_times_but_no_interval() -> None:

@@ -140,6 +140,52 @@ def test_a_no_op_is_known_without_a_ratio() -> None:
     assert "one restart" in verdict.evidence
 
 
+def test_inflation_makes_verdicts_more_careful_and_keeps_the_speedup() -> None:
+    arms = {"a": Comparison(around(-0.01)), "idle": Comparison(around(0.0), no_op="changed 0 nodes")}
+    plain, wide = (judge(arms, pilot=6, margin=0.001, inflation=factor) for factor in (1.0, 10.0))
+    assert (plain["a"].word, wide["a"].word) == ("faster", "inconclusive")
+    assert wide["a"].speedup == plain["a"].speedup
+    for name in arms:
+        (low, high), (wide_low, wide_high) = plain[name].interval or (0, 0), wide[name].interval or (0, 0)
+        assert np.log(wide_high / wide_low) == pytest.approx(10 * np.log(high / low))
+    assert judge({"a": Comparison(around(0.0))}, pilot=6, margin=0.02, inflation=20.0)["a"].word == "inconclusive"
+
+
+def test_a_void_target_leaves_nothing_that_hangs_on_a_ratio() -> None:
+    arms = {
+        "quick": Comparison(around(-0.1)),
+        "lame": Comparison(around(0.1)),
+        "same": Comparison(around(0.0)),
+        "noisy": Comparison(around(0.0, 0.05)),
+        "once": Comparison((0.1,)),
+        "idle": Comparison(around(0.0), no_op="changed 0 nodes"),
+        "false": Comparison(around(-0.5), wrong="output logits is outside"),
+        "control": Comparison(around(0.0), control=True),
+        "gone": Comparison((), problem=("failed", "export: too large")),
+    }
+    verdicts = judge(arms, pilot=6, margin=0.02, void="χ² = 45.2 with 7 degrees of freedom")
+    assert {name: verdict.word for name, verdict in verdicts.items()} == {
+        **dict.fromkeys(("quick", "lame", "same", "noisy", "once"), "void"),
+        "idle": "no-op", "false": "wrong", "control": "control", "gone": "failed",
+    }  # fmt: skip
+    for name in ("quick", "lame", "same", "noisy", "once"):
+        found = verdicts[name]
+        assert found.evidence == "χ² = 45.2 with 7 degrees of freedom"
+        assert (found.speedup, found.interval, found.level, found.smallest_effect) == (None, None, None, None)
+
+
+def test_a_void_cell_knows_its_wrong_answers_and_nothing_else() -> None:
+    problem = ("void", "two machines")
+    arms = {
+        "a": Comparison(around(-0.1), problem=problem),
+        "idle": Comparison(around(0.0), no_op="changed 0 nodes", problem=problem),
+        "false": Comparison(around(-0.5), wrong="output logits is outside", problem=problem),
+    }
+    verdicts = judge(arms, pilot=6, margin=0.02)
+    assert {name: verdict.word for name, verdict in verdicts.items()} == {"a": "void", "idle": "void", "false": "wrong"}
+    assert all(verdict.speedup is None and verdict.interval is None for verdict in verdicts.values())
+
+
 def test_identical_programs_are_called_different_in_one_cell_of_twenty() -> None:
     cells, restarts, n_blocks, arms = 2000, 6, 4, 2
     rng = np.random.default_rng(11)

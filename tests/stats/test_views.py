@@ -9,6 +9,7 @@ import pytest
 import llama_bench
 from llama_bench.errors import InputError
 from llama_bench.results import SCHEMAS
+from llama_bench.stats import views
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,23 @@ def test_what_is_no_result_is_an_input_error(tmp_path: Path) -> None:
 def test_reading_twice_gives_the_same_numbers_to_the_last_digit(run: Path) -> None:
     first = llama_bench.load(run).speedups.collect()
     assert all(llama_bench.load(run).speedups.collect().equals(first) for _ in range(20))
+
+
+def test_cells_are_a_view_beside_the_speedups(run: Path) -> None:
+    frames = llama_bench.load(run)
+    found = frames.sql("SELECT c.best, c.ended_by, s.verdict FROM cells c JOIN speedups s ON c.cell = s.cell")
+    assert found.height == 4
+    assert set(found["best"]) == {"fast"}
+    assert frames.sql("SELECT restarts FROM cells").to_dicts() == [{"restarts": 6}]
+
+
+def test_both_views_come_from_one_judgement(synthetic: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    judge = views.judge_run
+    monkeypatch.setattr(views, "judge_run", lambda *given: calls.append(given) or judge(*given))
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")})
+    frames = views.make(world.run, world.datasets())
+    assert calls == []
+    frames.speedups.collect()
+    frames.cells.collect()
+    assert len(calls) == 1

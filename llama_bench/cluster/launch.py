@@ -1,0 +1,65 @@
+"""What starts processes for a cell: Ray actors in a run, plain processes for a calibration. The rest does not care."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llama_bench.errors import WorkError
+
+DEADLINE_S = 1800.0  # for one call of one process: a session that hangs costs its restart, not the sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A call that came to nothing: the arm, what it was doing, why, and whether trying again is pointless."""
+
+    arm: str | None
+    stage: str
+    kind: str
+    message: str
+    final: bool
+
+
+class Call(Protocol):
+    """A call that is under way."""
+
+    def wait(self) -> Any:
+        """Return the call's value, or how it was lost."""
+
+
+class Process(Protocol):
+    """A fresh operating-system process that holds one object."""
+
+    def call(self, method: str, *arguments: Any) -> Call:
+        """Call a method of the object; does not wait."""
+
+    def kill(self) -> None:
+        """End the process at once."""
+
+
+class Launcher(Protocol):
+    """Starts processes on the node whose cell is measured."""
+
+    def start(self, make: Callable[[], Any], count: int) -> list[Process]:
+        """Start `count` fresh processes, each holding what `make` returns there; does not wait for them."""
+
+    def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `function` returns in a process of its own, or how that was lost."""
+
+
+def raised(error: BaseException) -> Lost:
+    """Return how a call was lost that raised `error`: the same call would raise it again."""
+    message = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
+    return Lost(None, "", type(error).__name__, " ".join(message.split()), True)
+
+
+def late() -> Lost:
+    """Return how a call was lost that did not answer in time."""
+    return Lost(None, "", "timeout", f"did not answer within {DEADLINE_S:.0f} s", False)
+
+
+def died(kind: str, why: str) -> Lost:
+    """Return how a call was lost whose process died (out of memory, killed, a lost node)."""
+    return Lost(None, "", kind, f"its process was lost: {why}", False)

@@ -1,0 +1,160 @@
+"""The speed of light: the least seconds that a machine's own ceilings allow, and the share of it an arm reaches. Pure.
+
+The roofline model of Williams, Waterman & Patterson (2009), "Roofline: An Insightful Visual Performance Model for
+Multicore Architectures": a run takes at least as long as its operations take at the highest rate of its precision, and
+as its bytes take at the highest rate of the memory, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from llama_bench.estimate import flops, moved_bytes
+from llama_bench.sweep import Sweep
+
+Row: TypeAlias = Mapping[str, Any]
+Key: TypeAlias = tuple[str, str]
+"""(cell id, arm)"""
+
+By: TypeAlias = Literal["compute", "memory"]
+
+TOLERANCE = 0.02
+"""A ceiling is the fastest of many runs, and yet a per cent or two low now and then: so little above counts as 100 %."""
+
+PRECISIONS = (
+    ("provider_options", "trt_int8_enable", "int8"),
+    ("provider_options", "trt_fp16_enable", "fp16"),
+    ("provider_options", "trt_bf16_enable", "bf16"),
+    ("provider_options", "use_tf32", "tf32"),
+    ("config", "mlas.enable_gemm_fastmath_arm64_bfloat16", "bf16"),
+)
+"""Where in the settings it is said that products are computed in less than fp32; the first that is on counts."""
+
+SAME_WITHOUT_UNITS = {"tf32": "fp32"}
+"""What a GPU without units for a precision computes in when it is asked for that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The least seconds of an arm's run, what sets them, and which share of that speed it reached (1.0 is 100 %).
+
+    `share` is exactly 1 within TOLERANCE above it. Beyond, `fault` says so: no arm is faster than its machine.
+    """
+
+    seconds: float
+    by: By
+    share: float
+    fault: str | None = None
+
+
+@dataclass(slots=True)
+class Rates:
+    """The ceilings of one machine and target: (what, dtype) → per second, and its last-level cache where known."""
+
+    per_second: dict[tuple[str, str], float] = field(default_factory=dict)
+    cache_bytes: int | None = None
+
+
+def compute_dtype(settings: Mapping[str, Any]) -> str:
+    """Return the fastest precision that an arm's `settings` allow its fp32 matrix products: "fp32", "tf32", …"""
+    for part, key, dtype in PRECISIONS:
+        if str((settings.get(part) or {}).get(key, "0")).lower() in ("1", "true"):
+            return dtype
+    return "fp32"
+
+
+def bound_s(
+    flops: float, moved_bytes: float, dtype: str, ceilings: Mapping[tuple[str, str], float], cache_bytes: int | None
+) -> float | None:
+    """Return the least seconds of a run, None where a ceiling that it needs is not known.
+
+    `ceilings` are operations or bytes a second by (what, dtype), `moved_bytes` what :func:`moved_bytes` counts. What
+    the last-level cache keeps from one run to the next need not move again, so bytes count beyond `cache_bytes` only;
+    where the cache is not known, nothing says that any byte must move, and the operations alone bound.
+    """
+    found = limits(flops, moved_bytes, dtype, ceilings, cache_bytes)
+    return None if found is None else max(found.values())
+
+
+def limits(
+    flops: float, moved_bytes: float, dtype: str, ceilings: Mapping[tuple[str, str], float], cache_bytes: int | None
+) -> dict[By, float] | None:
+    """Return the least seconds by what sets them, as :func:`bound_s` counts them.
+
+    The read ceiling stands for the memory, or the copy where it is higher. An arm that may compute in less than fp32
+    may compute in fp32 as well, and what is faster bounds it.
+    """
+    product = ceilings.get(("matmul", dtype), ceilings.get(("matmul", SAME_WITHOUT_UNITS.get(dtype, dtype))))
+    memory = max(ceilings.get(("read", ""), 0.0), ceilings.get(("copy", ""), 0.0))
+    if not product or not memory:
+        return None
+    product = max(product, ceilings.get(("matmul", "fp32"), 0.0))
+    beyond = 0.0 if cache_bytes is None else max(moved_bytes - cache_bytes, 0.0)
+    return {"compute": flops / product, "memory": beyond / memory}
+
+
+def bound(seconds: float, least: Mapping[By, float]) -> Bound:
+    """Return what a run of `seconds` reaches of the speed that `least` allows."""
+    by = max(least, key=least.__getitem__)
+    share = least[by] / seconds
+    if share > 1 + TOLERANCE:
+        fault = f"{share:.0%} of the machine's own ceiling: the measurement or the ceiling is at fault"
+        return Bound(least[by], by, share, fault)
+    return Bound(least[by], by, min(share, 1.0))
+
+
+def fractions(
+    sweep: Sweep,
+    cells: Iterable[Row],
+    times: Mapping[Key, Row],
+    variants: Mapping[Key, Row],
+    machines: Iterable[Row],
+    ceilings: Iterable[Row],
+) -> dict[Key, Bound]:
+    """Return what each timed arm reaches of its machine's speed, where ceilings and settings are known.
+
+    `cells` are those of run.json, `times` and `variants` by (cell, arm) with `time_s`; `settings`, `weight_bytes` and
+    `class`; `machines` and `ceilings` are rows of those datasets. Of several measurements of a ceiling the best
+    counts. An approximation (`class`) computes in what its passes chose, so the machine's fastest precision bounds it.
+    """
+    rates = best(ceilings)
+    hardware = {row["cell"]: row["hardware"] for row in machines}
+    models = {model.label: model for model in sweep.models}
+    by_id = {cell["id"]: cell for cell in cells}
+    found = {}
+    for (cell_id, arm), variant in variants.items():
+        cell, seconds = by_id.get(cell_id), times.get((cell_id, arm), {}).get("time_s")
+        if cell is None or not seconds or not variant["settings"]:
+            continue
+        here = rates.get((hardware.get(cell_id), cell["target"]))
+        model, workload = models.get(cell["model"]), sweep.workloads.get(cell["workload"])
+        if here is None or model is None or workload is None:
+            continue
+        moved = moved_bytes(model, workload, variant["weight_bytes"] or 0)
+        dtype = _dtype(variant, here)
+        least = limits(flops(model, workload), moved, dtype, here.per_second, here.cache_bytes)
+        if least is not None:
+            found[cell_id, arm] = bound(seconds, least)
+    return found
+
+
+def best(ceilings: Iterable[Row]) -> dict[tuple[str | None, str], Rates]:
+    """Return the best of each ceiling by (hardware, target), from rows of the dataset `ceilings`."""
+    found: dict[tuple[str | None, str], Rates] = {}
+    for row in ceilings:
+        rates = found.setdefault((row["hardware"], row["target"]), Rates())
+        key = (row["what"], row["dtype"] or "")
+        rates.per_second[key] = max(rates.per_second.get(key, 0.0), row["per_second"] or 0.0)
+        if row["cache_bytes"] is not None:
+            rates.cache_bytes = max(rates.cache_bytes or 0, row["cache_bytes"])
+    return found
+
+
+def _dtype(variant: Row, rates: Rates) -> str:
+    if variant["class"] != "approximate":
+        return compute_dtype(json.loads(variant["settings"]))
+    products = [(rate, dtype) for (what, dtype), rate in rates.per_second.items() if what == "matmul"]
+    return max(products)[1] if products else "fp32"
