@@ -1,7 +1,9 @@
 """Llama in plain torch: the arithmetic of Hugging Face's eager `LlamaForCausalLM`, its parameter names, nothing else.
 
 Attention is written out (MatMul, add mask, Softmax, MatMul) and RoPE takes the positions as an input, because that is
-the form that graph fusions know. B: batch, S: sequence, D: head size.
+the form that graph fusions know. B: batch, S: sequence, D: head size. With `flatten_tokens` what runs through the
+layers is [B·S, hidden] instead of [B, S, hidden], so that a linear layer multiplies two matrices; inputs, outputs and
+weights stay as they are.
 """
 
 from __future__ import annotations
@@ -35,6 +37,23 @@ class RMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(variance + self.eps))
 
 
+class Product(nn.Linear):
+    """`nn.Linear` on tokens [B·S, in], written as the product and the sum that it stands for.
+
+    Of `nn.Linear` itself both exporters make one Gemm(transB=1) when its input is 2-D, and nothing is left to fuse. Of
+    this dynamo makes MatMul and Add, and before them a Transpose of the weight unless it folds constants.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        product = torch.matmul(input, self.weight.t())
+        return product if self.bias is None else product + self.bias
+
+
+def linear(model: Model, columns: int, rows: int, bias: bool) -> nn.Linear:
+    """Return the linear layer that fits the shape in which `model` holds its tokens; its weight is [rows, columns]."""
+    return (Product if model.flatten_tokens else nn.Linear)(columns, rows, bias=bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped KV heads and rotary positions."""
 
@@ -42,14 +61,15 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = model.num_attention_heads, model.kv_heads, model.head_dim
         size, kv_size, bias = model.hidden_size, model.kv_heads * model.head_dim, model.attention_bias
-        self.q_proj = nn.Linear(size, size, bias=bias)
-        self.k_proj = nn.Linear(size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(size, size, bias=bias)
+        self.q_proj = linear(model, size, size, bias)
+        self.k_proj = linear(model, size, kv_size, bias)
+        self.v_proj = linear(model, size, kv_size, bias)
+        self.o_proj = linear(model, size, size, bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output [B, S, hidden], and keys and values [B, KV heads, S, D]."""
-        batch, sequence, size = x.shape
+        """Return the output in the shape of `x`, and keys and values [B, KV heads, S, D]."""
+        shape = x.shape
+        batch, sequence = shape[:2] if x.dim() == 3 else (cos.shape[0], cos.shape[2])
         query = self.q_proj(x).view(batch, sequence, self.heads, self.head_dim).transpose(1, 2)
         key = self.k_proj(x).view(batch, sequence, self.kv_heads, self.head_dim).transpose(1, 2)
         value = self.v_proj(x).view(batch, sequence, self.kv_heads, self.head_dim).transpose(1, 2)
@@ -57,7 +77,7 @@ class Attention(nn.Module):
         groups = self.heads // self.kv_heads
         scores = torch.matmul(query, repeat(key, groups).transpose(2, 3)) * self.head_dim**-0.5
         weights = functional.softmax(scores + mask, dim=-1)
-        mixed = torch.matmul(weights, repeat(value, groups)).transpose(1, 2).reshape(batch, sequence, size)
+        mixed = torch.matmul(weights, repeat(value, groups)).transpose(1, 2).reshape(shape)
         return self.o_proj(mixed), key, value
 
 
@@ -66,9 +86,9 @@ class MLP(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=model.mlp_bias)
-        self.up_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=model.mlp_bias)
-        self.down_proj = nn.Linear(model.intermediate_size, model.hidden_size, bias=model.mlp_bias)
+        self.gate_proj = linear(model, model.hidden_size, model.intermediate_size, model.mlp_bias)
+        self.up_proj = linear(model, model.hidden_size, model.intermediate_size, model.mlp_bias)
+        self.down_proj = linear(model, model.intermediate_size, model.hidden_size, model.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         down: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -76,7 +96,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer, norms first."""
+    """One decoder layer, norms first; `x` is [B, S, hidden] or, of flattened tokens, [B·S, hidden]."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -99,6 +119,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: Model, sequence: int) -> None:
         super().__init__()
+        self.flat = model.flatten_tokens
         self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleList(Layer(model) for _ in range(model.num_hidden_layers))
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
@@ -111,7 +132,8 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Return the final-norm hidden states [B, S, hidden], and keys and values of every layer."""
-        x = self.embed_tokens(input_ids)
+        embedded = self.embed_tokens(input_ids)
+        x = embedded.flatten(0, 1) if self.flat else embedded
         freqs = torch.matmul(self.inv_freq, position_ids[:, None, :].to(torch.float32)).transpose(1, 2)
         angles = torch.cat((freqs, freqs), dim=-1)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
@@ -122,7 +144,8 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x, key, value = layer(x, cos, sin, mask)
             kept.append((key, value))
-        return self.norm(x), kept
+        normed = self.norm(x)
+        return normed.view(embedded.shape) if self.flat else normed, kept
 
 
 class Llama(nn.Module):
@@ -132,7 +155,7 @@ class Llama(nn.Module):
         super().__init__()
         self.model = Decoder(model, workload.sequence)
         if model.head == "lm":
-            self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+            self.lm_head = linear(model, model.hidden_size, model.vocab_size, bias=False)
             if model.tie_word_embeddings:
                 self.lm_head.weight = self.model.embed_tokens.weight
         self.outputs, self.kv_out, self.masked = workload.outputs, workload.kv_out, model.attention_mask
@@ -143,8 +166,13 @@ class Llama(nn.Module):
         hidden, kept = self.model(input_ids, position_ids, args[1] if self.masked else None)
         if self.outputs == "last_logits":
             hidden = hidden[:, -1:]
-        first = hidden if self.outputs == "hidden" else self.lm_head(hidden)
+        first = hidden if self.outputs == "hidden" else self.logits(hidden)
         return (first, *(tensor for pair in kept for tensor in pair)) if self.kv_out else (first,)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [B, S, vocabulary] of the hidden states [B, S, hidden]."""
+        found: Tensor = self.lm_head(hidden.flatten(0, 1) if self.model.flat else hidden)
+        return found.view(*hidden.shape[:2], -1) if self.model.flat else found
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

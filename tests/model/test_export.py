@@ -26,6 +26,9 @@ COMBINATIONS = [
     ("dynamo", 18, True, True, 4, "hidden", {"head": "none"}),
     ("dynamo", 18, False, False, 2, "last_logits", {"attention_bias": True, "mlp_bias": True}),
     ("dynamo", 23, True, True, 2, "logits", {"tie_word_embeddings": True}),
+    ("torchscript", 17, False, True, 2, "logits", {"flatten_tokens": True, "attention_bias": True, "mlp_bias": True}),
+    ("dynamo", 18, True, True, 2, "last_logits", {"flatten_tokens": True}),
+    ("dynamo", 18, False, True, 2, "hidden", {"flatten_tokens": True, "attention_bias": True, "mlp_bias": True}),
 ]
 SLOW = [
     (exporter, opset, folding, mask, 2, "logits", {})
@@ -100,6 +103,28 @@ def test_folding_removes_nodes_and_keeps_the_rest_named_as_in_hugging_face(tiny,
     unfolded = onnx.load(tmp_path / "False" / "model.onnx", load_external_data=False)
     parameters = dict(llama.build(model, Workload(sequence=8)).named_parameters())
     assert set(parameters) <= {weight.name for weight in unfolded.graph.initializer}
+
+
+def test_flattened_tokens_make_every_linear_layer_a_product_of_two_matrices_of_the_same_weights(tiny, tmp_path):
+    stored, ranks = {}, {}
+    for flat in (False, True):
+        model = tiny(flatten_tokens=flat, constant_folding=False, attention_bias=True, mlp_bias=True)
+        exporting.export(model, Workload(batch=2, sequence=8), tmp_path / str(flat))
+        graph = onnx.load(tmp_path / str(flat) / "model.onnx").graph
+        parameters = dict(llama.build(model, Workload(sequence=8)).named_parameters())
+        stored[flat] = {
+            tensor.name: onnx.numpy_helper.to_array(tensor).tobytes()
+            for tensor in graph.initializer
+            if tensor.name in parameters
+        }
+        assert set(stored[flat]) == set(parameters)
+        rank = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+        turned = {node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in parameters}
+        linear = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in turned]
+        assert len(linear) == 2 * 7 + 1
+        ranks[flat] = {rank[node.input[0]] for node in linear}
+    assert ranks == {False: {3}, True: {2}}
+    assert stored[True] == stored[False]
 
 
 @pytest.mark.parametrize(("exporter", "folding"), [("dynamo", True), ("dynamo", False), ("torchscript", False)])

@@ -18,6 +18,9 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "masked": {"attention_mask": True},
     "other base and eps": {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
+    "flattened": {"flatten_tokens": True},
+    "flattened, biased": {"flatten_tokens": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    "flattened, masked, tied": {"flatten_tokens": True, "attention_mask": True, "tie_word_embeddings": True},
 }
 
 CONFIG = [
@@ -74,9 +77,9 @@ def test_outputs_agree_with_hugging_face_on_the_same_weights(tiny, variant, head
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_padded_batches_agree_with_hugging_face_where_there_are_tokens(tiny, side, kv_heads):
-    model = tiny(attention_mask=True, num_key_value_heads=kv_heads)
+@pytest.mark.parametrize(("kv_heads", "flat"), [(4, False), (2, False), (2, True)])
+def test_padded_batches_agree_with_hugging_face_where_there_are_tokens(tiny, side, kv_heads, flat):
+    model = tiny(attention_mask=True, num_key_value_heads=kv_heads, flatten_tokens=flat)
     workload = Workload(batch=2, sequence=10)
     network = llama.build(model, workload)
     inputs = {name: torch.from_numpy(array) for name, array in make_inputs(model, workload).items()}
@@ -92,6 +95,39 @@ def test_padded_batches_agree_with_hugging_face_where_there_are_tokens(tiny, sid
     for mine, other in zip(ours[1:], theirs[1:], strict=True):
         seen = mine.numpy().transpose(0, 2, 1, 3)[tokens], other.transpose(0, 2, 1, 3)[tokens]
         np.testing.assert_allclose(*seen, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", ["logits", "last_logits", "hidden"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_flattened_tokens_change_neither_weights_nor_outputs(tiny, outputs, bias):
+    more = {"attention_bias": bias, "mlp_bias": bias, "num_key_value_heads": 2, "attention_mask": True}
+    more["head"] = "none" if outputs == "hidden" else "lm"
+    plain, flat = tiny(**more), tiny(**more, flatten_tokens=True)
+    workload = Workload(batch=3, sequence=7, outputs=outputs)
+    networks = {model: llama.build(model, workload) for model in (plain, flat)}
+    states = [networks[model].state_dict() for model in (plain, flat)]
+    assert list(states[0]) == list(states[1])
+    for name, values in states[0].items():
+        np.testing.assert_array_equal(states[1][name], values, err_msg=name)
+    wanted, found = (llama.run(networks[model], model, workload) for model in (plain, flat))
+    assert list(found) == list(wanted)
+    for name, values in wanted.items():
+        assert found[name].shape == values.shape
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("flat", "shape"), [(False, (2, 6)), (True, (12,))])
+def test_every_linear_layer_sees_its_tokens_in_the_shape_that_the_model_says(tiny, flat, shape):
+    model, workload = tiny(flatten_tokens=flat), Workload(batch=2, sequence=6)
+    network = llama.build(model, workload)
+    seen = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, given, made, name=name: seen.update({name: (given[0], made)}))
+    llama.run(network, model, workload)
+    assert len(seen) == 2 * 7 + 1
+    for given, made in seen.values():
+        assert given.shape[:-1] == made.shape[:-1] == shape
 
 
 def test_padding_is_not_seen_by_the_tokens(tiny):
