@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_bench.errors import InputError, WorkError
+
+if TYPE_CHECKING:
+    from llama_bench.report.table import Table
 
 
 def write_report(path: str, out: Path | None = None) -> list[Path]:
@@ -31,17 +34,20 @@ def write_report(path: str, out: Path | None = None) -> list[Path]:
 
 def write(frames: Any, out: Path) -> list[Path]:
     """Write the report of `frames` (:class:`llama_bench.stats.views.Frames`) into the folder `out`."""
-    from llama_bench.report import charts, page, tables
+    from llama_bench.report import charts, page, tables, trust
+    from llama_bench.report.answer import answer
 
     run = frames.run
-    speedups = frames.speedups.collect()
-    answers = [*tables.answer(speedups, run)]
-    failed = tables.failures(frames.failures.collect())
-    sections: list[tuple[str, Sequence[tables.Table]]] = [
-        ("Results", tables.results(speedups, run)),
-        ("Failures", [failed] if failed else []),
-        ("Where the time went", [tables.breakdown(frames.pieces.collect())]),
-    ]
+    speedups, cells = frames.speedups.collect(), frames.cells.collect()
+    answers = answer(speedups)
+    found: dict[str, Sequence[Table | None]] = {
+        "Results": tables.results(speedups, cells, run),
+        "Can these verdicts be believed?": [trust.noise(cells)],
+        "The speed of light here": [trust.ceilings(frames.ceilings.collect())],
+        "Failures": [tables.failures(frames.failures.collect())],
+        "Where the time went": [tables.breakdown(frames.pieces.collect())],
+    }
+    sections = [(heading, [table for table in those if table is not None]) for heading, those in found.items()]
     title, facts = f"Sweep {run['sweep']['name']}", _facts(run)
     drawn = [(chart, chart.svg()) for chart in charts.charts(speedups, run)]
     files: dict[str, str | bytes] = {
@@ -57,7 +63,7 @@ def write(frames: Any, out: Path) -> list[Path]:
 def _markdown(
     title: str, answers: Sequence[str], sections: Sequence[tuple[str, Sequence[Any]]], facts: Sequence[str]
 ) -> str:
-    from llama_bench.report.tables import escape, markdown
+    from llama_bench.report.table import escape, markdown
 
     parts = [f"# {escape(title)}", *map(escape, answers)]
     for heading, tables in sections:

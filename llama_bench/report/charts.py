@@ -292,3 +292,7 @@ def _unique(name: str, taken: set[str]) -> str:
         candidate = f"{slug}-{number}"
     taken.add(candidate.lower())
     return candidate
+
+
+themed = _themed
+"""The look of every chart, for those that other modules draw."""

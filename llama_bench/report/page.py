@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from llama_bench.report.charts import BLUE, FAINT, GREEN, GREY, INK, PAPER, VERMILLION
-from llama_bench.report.tables import Table
+from llama_bench.report.table import Table
 
 DARK = {
     BLUE: "#6cb6ff",

@@ -1,38 +1,19 @@
-"""Tables: the answer in words, the study's Tables 1 and 2 extended, and where the time went; then Markdown."""
+"""Tables: the study's Tables 1 and 2 extended, what failed, and where the time went."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from llama_bench.report.table import DASH, Table, duration, percent, plural, ratio
+
 Row = Mapping[str, Any]
 
-DASH = "–"
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table for any format: cells of plain text and sentences below them; `text`: no column holds numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    text: bool = False
-
-
-def answer(speedups: pl.DataFrame, run: Row) -> list[str]:
-    """Return what was found in words, one sentence a target: the fastest recipe, or that none is faster."""
-    return [_answer_for(target, speedups.filter(pl.col("target") == target), run) for target in _targets(speedups)]
-
-
-def results(speedups: pl.DataFrame, run: Row) -> list[Table]:
-    """Return one table a target × workload × model, the largest model first.
+def results(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row) -> list[Table]:
+    """Return one table a target × workload × model, the largest model first; `cells` is the view of that name.
 
     None for what no node served, or what this run left out altogether (`--only`, or stopped before it).
     """
@@ -46,7 +27,8 @@ def results(speedups: pl.DataFrame, run: Row) -> list[Table]:
                 "hidden_size", descending=True, maintain_order=True
             )
             for cell in models["cell"].unique(maintain_order=True):
-                tables.append(_result(models.filter(pl.col("cell") == cell), run))
+                found = cells.filter(pl.col("cell") == cell).to_dicts()
+                tables.append(_result(models.filter(pl.col("cell") == cell), found[0] if found else None, run))
     return tables
 
 
@@ -69,10 +51,7 @@ def failures(failures: pl.DataFrame) -> Table | None:
     return Table("", ("Stage", "Kind", "Where", "Times", "Message"), rows, text=True)
 
 
-SHOWN = 6
-"""Cells that a sentence of the answer lists; the tables have them all."""
-
-KINDS = {"build": "builds", "examine": "examinations of what is executed"}
+KINDS = {"build": "builds", "ceilings": "ceilings of the nodes", "examine": "examinations of what is executed"}
 """Kind of a piece that is no measuring → its name in the breakdown."""
 
 PHASES = (
@@ -111,49 +90,13 @@ def breakdown(pieces: pl.DataFrame) -> Table:
     )
 
 
-def markdown(table: Table) -> str:
-    """Return `table` as Markdown; text that Markdown or HTML would interpret is escaped."""
-    lines = [f"### {escape(table.title)}", ""] if table.title else []
-    lines += [
-        _line(table.columns),
-        _line([":--", *[":--" if table.text else "--:"] * (len(table.columns) - 1)], raw=True),
-    ]
-    lines += [_line(row) for row in table.rows]
-    if table.notes:
-        lines += ["", *(f"* {escape(note)}" for note in table.notes)]
-    return "\n".join(lines) + "\n"
-
-
-def escape(text: str) -> str:
-    """Return `text` so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*|]|(?<=\])\()", r"\\\1", html.escape(text, quote=False))
-
-
-def duration(seconds: float | None, unit: str) -> str:
-    """Return seconds as a number in `unit` (s or ms) with four significant digits."""
-    if seconds is None:
-        return DASH
-    value = seconds * 1000 if unit == "ms" else seconds
-    if value >= 1000:
-        return f"{value:,.0f}"
-    text = f"{value:#.4g}"
-    return text.removesuffix(".")
-
-
-def ratio(row: Row) -> str:
-    """Return `1.120× [1.101, 1.139]`, or the ratio alone, or a dash."""
-    if row["speedup"] is None or row["baseline"]:
-        return DASH
-    text = f"{row['speedup']:.3f}×"
-    return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
 COLUMNS = (
     "Recipe",
     "Mean",
     "Median",
     "p90",
     "Tokens/s",
+    "Of limit",
     "Saved",
     "Speedup [low, high]",
     "Verdict",
@@ -162,7 +105,7 @@ COLUMNS = (
 )
 
 
-def _result(arms: pl.DataFrame, run: Row) -> Table:
+def _result(arms: pl.DataFrame, cell: Row | None, run: Row) -> Table:
     rows = arms.to_dicts()
     first = rows[0]
     baseline = next(row for row in rows if row["baseline"])
@@ -171,7 +114,7 @@ def _result(arms: pl.DataFrame, run: Row) -> Table:
     columns = tuple(f"{c} ({unit})" if c in ("Mean", "Median", "p90") else c for c in COLUMNS)
     title = f"Target {first['target']} · {first['model']} · {first['workload']}{_workload(run, first['workload'])}"
     lines = tuple(_result_row(row, baseline["recipe"], unit) for row in rows)
-    return Table(title, columns, lines, tuple(_notes(rows)))
+    return Table(title, columns, lines, (*_notes(rows), *(_cell_notes(cell) if cell else ())))
 
 
 def _result_row(row: Row, baseline: str, unit: str) -> tuple[str, ...]:
@@ -181,6 +124,7 @@ def _result_row(row: Row, baseline: str, unit: str) -> tuple[str, ...]:
         name,
         *(duration(row[column], unit) for column in ("mean_s", "median_s", "p90_s")),
         DASH if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}",
+        percent(row["of_bound"]),
         f"{row['saved']:+.1%}" if compared else DASH,
         ratio(row),
         row["verdict"],
@@ -207,36 +151,32 @@ def _notes(rows: Sequence[Row]) -> Iterable[str]:
         yield "Intervals are at 95.0%; no recipe executes anything other than the baseline does."
 
 
-def _answer_for(target: str, arms: pl.DataFrame, run: Row) -> str:
-    if (arms["verdict"] == "unserved").all():
-        return f"On target {target} nothing was measured: {arms['evidence'][0]}."
-    baseline = arms.filter(pl.col("baseline"))["recipe"][0]
-    recipes = arms.filter(~pl.col("baseline") & ~pl.col("control"))
-    if recipes.is_empty():
-        return f"On target {target} only {baseline} was measured: there is no recipe to compare it with."
-    n = recipes["recipe"].n_unique()
-    compared = recipes.filter(pl.col("speedup").is_not_null())
-    if compared.is_empty():
-        reason = recipes["evidence"][0]
-        return f"On target {target} no recipe can be compared with {baseline}: {reason}."
-    best = (
-        recipes.filter(pl.col("verdict") == "faster")
-        .sort("speedup", descending=True)
-        .unique("cell", keep="first", maintain_order=True)
-        .sort("hidden_size", descending=True, maintain_order=True)
-    )
-    idle = recipes.group_by("recipe").agg(pl.col("no_op").all()).filter("no_op").height
-    noops = f" {idle} of {n} execute{'s' if idle == 1 else ''} exactly what {baseline} does (no-op)." if idle else ""
-    if best.is_empty():
-        which = "the one recipe is not" if n == 1 else f"none of the {n} recipes is"
-        return f"On target {target} {which} faster than {baseline} beyond its interval.{noops}"
-    cells = recipes["cell"].n_unique()
-    shown = [f"{row['recipe']} {ratio(row)} ({row['model']}, {row['workload']})" for row in best.head(SHOWN).to_dicts()]
-    found = "; ".join(shown) + (f"; and so on in {len(best) - SHOWN} more cells" if len(best) > SHOWN else "")
-    rest = (
-        f"; in {cells - len(best)} of {cells} cells nothing is faster beyond its interval" if len(best) < cells else ""
-    )
-    return f"On target {target} the fastest recipe, against {baseline}, is {found}{rest}.{noops}"
+def _cell_notes(cell: Row) -> Iterable[str]:
+    """What ended the cell, what disturbed it, and whether fresh restarts confirm its fastest recipe."""
+    restarts, width = plural(cell["restarts"], "restart"), percent(cell["half_width"])
+    ends = {
+        "half-width": f"±{width} of 95 % intervals or less was reached",
+        "budget": f"the budget ended it at ±{width} of 95 % intervals, {percent(cell['wanted_half_width'])} was wanted",
+        "pilot only": f"the sweep asks for the pilot alone; ±{width} of 95 % intervals was reached",
+        "unfinished": "not finished: the same command goes on",
+    }
+    if cell["half_width"] is None and cell["ended_by"] in ("half-width", "pilot only"):
+        ends = dict.fromkeys(ends, "no recipe asks for an interval")
+    yield f"{restarts}: {ends[cell['ended_by']]}."
+    dropped, flagged, blocks = cell["dropped_blocks"] or 0, cell["flagged_blocks"] or 0, cell["blocks"]
+    if dropped:
+        yield f"{dropped} of {plural(blocks, 'block')} were disturbed, left out for all arms, and timed again."
+    if flagged:
+        yield (
+            f"{flagged} of {plural(blocks, 'block')} were disturbed and count all the same, "
+            "since a fifth had been left out before."
+        )
+    if cell["best"] is not None and cell["confirmed"] is not None:
+        number = "" if cell["confirmed_speedup"] is None else f" at {cell['confirmed_speedup']:.3f}×"
+        number += (
+            "" if cell["confirmed_low"] is None else f" [{cell['confirmed_low']:.3f}, {cell['confirmed_high']:.3f}]"
+        )
+        yield f"{cell['best']}, the fastest, is {cell['confirmed']}{number} on fresh restarts of its own."
 
 
 def _workload(run: Row, name: str) -> str:
@@ -249,10 +189,6 @@ def _workload(run: Row, name: str) -> str:
 
 def _targets(speedups: pl.DataFrame) -> list[str]:
     return speedups["target"].unique(maintain_order=True).to_list()
-
-
-def _line(cells: Iterable[str], *, raw: bool = False) -> str:
-    return "| " + " | ".join(cell if raw else escape(cell) for cell in cells) + " |"
 
 
 def _sum(pieces: pl.DataFrame, column: str) -> float:

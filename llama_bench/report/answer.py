@@ -1,0 +1,48 @@
+"""The answer in words: one sentence a target, and whether fresh restarts bear it out."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from llama_bench.report.table import ratio
+
+SHOWN = 6
+"""Cells that a sentence of the answer lists; the tables have them all."""
+
+
+def answer(speedups: pl.DataFrame) -> list[str]:
+    """Return what was found in words, one sentence a target: the fastest recipe, or that none is faster."""
+    targets = speedups["target"].unique(maintain_order=True)
+    return [_answer_for(target, speedups.filter(pl.col("target") == target)) for target in targets]
+
+
+def _answer_for(target: str, arms: pl.DataFrame) -> str:
+    if (arms["verdict"] == "unserved").all():
+        return f"On target {target} nothing was measured: {arms['evidence'][0]}."
+    baseline = arms.filter(pl.col("baseline"))["recipe"][0]
+    recipes = arms.filter(~pl.col("baseline") & ~pl.col("control"))
+    if recipes.is_empty():
+        return f"On target {target} only {baseline} was measured: there is no recipe to compare it with."
+    n = recipes["recipe"].n_unique()
+    compared = recipes.filter(pl.col("speedup").is_not_null())
+    if compared.is_empty():
+        reason = recipes["evidence"][0]
+        return f"On target {target} no recipe can be compared with {baseline}: {reason}."
+    best = (
+        recipes.filter(pl.col("verdict") == "faster")
+        .sort("speedup", descending=True)
+        .unique("cell", keep="first", maintain_order=True)
+        .sort("hidden_size", descending=True, maintain_order=True)
+    )
+    idle = recipes.group_by("recipe").agg(pl.col("no_op").all()).filter("no_op").height
+    noops = f" {idle} of {n} execute{'s' if idle == 1 else ''} exactly what {baseline} does (no-op)." if idle else ""
+    if best.is_empty():
+        which = "the one recipe is not" if n == 1 else f"none of the {n} recipes is"
+        return f"On target {target} {which} faster than {baseline} beyond its interval.{noops}"
+    cells = recipes["cell"].n_unique()
+    shown = [f"{row['recipe']} {ratio(row)} ({row['model']}, {row['workload']})" for row in best.head(SHOWN).to_dicts()]
+    found = "; ".join(shown) + (f"; and so on in {len(best) - SHOWN} more cells" if len(best) > SHOWN else "")
+    rest = (
+        f"; in {cells - len(best)} of {cells} cells nothing is faster beyond its interval" if len(best) < cells else ""
+    )
+    return f"On target {target} the fastest recipe, against {baseline}, is {found}{rest}.{noops}"

@@ -1,0 +1,75 @@
+"""What a sceptic asks first: do equal programs differ here, what disturbed the blocks, how fast could it go at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from llama_bench.report.table import DASH, Table
+
+Row = Mapping[str, Any]
+
+
+def noise(cells: pl.DataFrame) -> Table | None:
+    """Return one row a target: its A/A pairs, what they say, and the blocks that were disturbed; None without cells."""
+    timed = cells.filter(pl.col("restarts") > 0)
+    if timed.is_empty():
+        return None
+    rows = []
+    for target in timed["target"].unique(maintain_order=True):
+        mine = timed.filter(pl.col("target") == target)
+        first = mine.to_dicts()[0]
+        rows.append(
+            (
+                target,
+                f"{first['aa_pairs']}",
+                DASH if first["aa_chi2"] is None else f"{first['aa_chi2']:.1f}",
+                DASH if first["aa_p"] is None else f"{first['aa_p']:.2g}",
+                DASH if first["inflation"] is None else f"{first['inflation']:.2f}×",
+                f"{mine['blocks'].sum()}",
+                f"{mine['dropped_blocks'].sum()}",
+                f"{mine['flagged_blocks'].sum()}",
+                "no: void" if first["void"] else "yes",
+            )
+        )
+    columns = (
+        "Target",
+        "A/A pairs",
+        "χ²",
+        "p",
+        "Intervals widened",
+        "Blocks",
+        "Timed again",
+        "Flagged",
+        "Verdicts stand",
+    )
+    notes = (
+        "A/A pairs are programs that are the same: the baseline against its control and against no-ops. χ², with as "
+        "many degrees of freedom as pairs, says whether they differ by more than chance; below p = 0.001 the target "
+        "has no verdicts, above it every interval is as much wider as the pairs ask for.",
+    )
+    return Table("", columns, tuple(rows), notes)
+
+
+UNITS = {"matmul": ("T operations/s", 1e12), "copy": ("GB/s", 1e9), "read": ("GB/s", 1e9)}
+"""What a ceiling is of → its unit, and how many per second are one of it."""
+
+
+def ceilings(ceilings: pl.DataFrame) -> Table | None:
+    """Return the measured ceilings of each target; None when none were measured."""
+    if ceilings.is_empty():
+        return None
+    rows = []
+    for row in ceilings.sort("target", "hardware", "what", "dtype").to_dicts():
+        unit, one = UNITS.get(row["what"], ("/s", 1.0))
+        name = f"{row['what']} {row['dtype'] or ''}".strip()
+        rows.append(
+            (row["target"], name, f"{row['per_second'] / one:,.2f} {unit}", f"{row['threads']}", row["how"] or DASH)
+        )
+    notes = (
+        "Measured on the node before its first cell. “Of limit” in the tables is the time that these ceilings allow "
+        "for the operations and bytes of a run, as a share of the time it took.",
+    )
+    return Table("", ("Target", "Ceiling", "At most", "Threads", "Measured with"), tuple(rows), notes, text=True)
