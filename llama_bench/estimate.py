@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llama_bench.model.inputs import input_names
 from llama_bench.model.weights import shapes, weight_bytes
 from llama_bench.plan import Cell, Plan
 from llama_bench.sweep import Measure, Model, Workload
@@ -137,6 +138,32 @@ def output_bytes(model: Model, workload: Workload) -> int:
     width = model.hidden_size if workload.outputs == "hidden" or model.head == "none" else model.vocab_size
     cache = 2 * model.num_hidden_layers * workload.tokens * model.kv_heads * model.head_dim if workload.kv_out else 0
     return 4 * (positions * width + cache)
+
+
+def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
+    """Bytes that one run must move at least between memory and processor: weights once, inputs, outputs.
+
+    `weight_bytes` are those that the variant stores. The embedding is a table of which only the rows of the tokens
+    are read, so its bytes in fp32 come off, unless it is the head too and every row is needed; an lm_head whose logits
+    are not asked for is not read. A copy that an exporter stores beside its original (a tied head, turned) need not
+    move: no more counts than the parameters themselves take in fp32. Activations count as nothing, as they may stay
+    in caches. Inputs are int64, outputs fp32.
+
+    The denominator of operational intensity, bytes of memory traffic and not of loads and stores, in Williams,
+    Waterman & Patterson (2009), "Roofline: An Insightful Visual Performance Model for Multicore Architectures"; the
+    least traffic that any implementation has, so that the bound holds for all.
+    """
+    parameters = {name: 4 * math.prod(shape) for name, shape in shapes(model).items()}
+    embedding, head = parameters.pop("model.embed_tokens.weight"), parameters.pop("lm_head.weight", 0)
+    logits = model.head == "lm" and workload.outputs != "hidden"
+    needed = sum(parameters.values()) + (head if logits else 0)
+    if logits and model.tie_word_embeddings:
+        weights = float(min(weight_bytes, needed + embedding))
+    else:
+        rows = 4 * min(workload.tokens, model.vocab_size) * model.hidden_size
+        weights = float(min(max(weight_bytes - embedding, 0), needed) + min(rows, weight_bytes))
+    inputs = 8 * workload.tokens * len(input_names(model))
+    return weights + inputs + output_bytes(model, workload)
 
 
 def build_memory(model: Model, kind: str) -> int:
