@@ -59,7 +59,7 @@ class Model(Part):
     tie_word_embeddings: Flag = Field(False, description="lm_head shares the embedding's weights.")
     head: Literal["lm", "none"] = Field("lm", description="`lm`: with lm_head; `none`: the decoder stack alone.")
     attention_mask: Flag = Field(False, description="`attention_mask` [B, S] as an input, or causal only.")
-    flatten_tokens: Flag = Field(False, description="Linear layers see [B·S, hidden], as a product and a sum: what Gemm passes want.")
+    flatten_tokens: Flag = Field(False, description="Linear layers see [B·S, hidden], as a product and a sum: Gemm.")
     exporter: Literal["dynamo", "torchscript"] = Field("dynamo", description="torch.onnx.export(dynamo=True or False).")
     opset: int = Field(18, ge=13, le=25, strict=True, description="ONNX opset; torchscript goes up to 20.")
     constant_folding: Flag = Field(True, description="The exporter computes what is constant.")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llama_bench.estimate import arm_bytes, cell_seconds, estimates, flops, output_bytes
+from llama_bench.estimate import arm_bytes, cell_seconds, estimates, flops, moved_bytes, output_bytes
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import make
 from llama_bench.sweep import Measure, Model, Pass, Recipe, Sweep, Target, Workload
@@ -50,6 +50,48 @@ def test_outputs_are_hidden_states_and_the_cache_of_every_layer() -> None:
     assert output_bytes(STUDY, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 2048)
     grouped = STUDY.model_copy(update={"num_key_value_heads": 4})
     assert output_bytes(grouped, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 512)
+
+
+TINY = Model(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, vocab_size=100)
+SHORT = Workload(batch=2, sequence=3, outputs="logits", kv_out=False)
+LAYER, EMBEDDING = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8 + 8, 100 * 8  # parameters: products, two norms and the last one
+IDS, LOGITS, ROWS = 2 * 6 * 8, 6 * 100 * 4, 6 * 8 * 4  # bytes: two int64 inputs, fp32 logits, looked-up rows
+
+
+def test_bytes_to_move_are_weights_once_looked_up_rows_inputs_and_outputs() -> None:
+    assert weight_bytes(TINY) == 4 * (LAYER + 2 * EMBEDDING)
+    assert moved_bytes(TINY, SHORT, weight_bytes(TINY)) == 4 * (LAYER + EMBEDDING) + ROWS + IDS + LOGITS
+    masked = TINY.model_copy(update={"attention_mask": True})
+    assert moved_bytes(masked, SHORT, weight_bytes(TINY)) == 4 * (LAYER + EMBEDDING) + ROWS + 3 * 6 * 8 + LOGITS
+
+
+def test_an_lm_head_moves_only_where_logits_come_out_and_a_tied_one_is_the_whole_embedding() -> None:
+    hidden = SHORT.model_copy(update={"outputs": "hidden"})
+    states = 6 * 8 * 4
+    assert moved_bytes(TINY, hidden, weight_bytes(TINY)) == 4 * LAYER + ROWS + IDS + states
+    graph = 4 * (LAYER + EMBEDDING)  # an export for hidden states has no head in it
+    assert moved_bytes(TINY, hidden, graph) == 4 * LAYER + ROWS + IDS + states
+    tied = TINY.model_copy(update={"tie_word_embeddings": True})
+    assert moved_bytes(tied, SHORT, graph) == 4 * (LAYER + EMBEDDING) + IDS + LOGITS
+    twice = graph + 4 * EMBEDDING  # an exporter keeps a turned copy
+    assert moved_bytes(tied, SHORT, twice) == moved_bytes(tied, SHORT, graph)
+    assert moved_bytes(tied, hidden, graph) == 4 * LAYER + ROWS + IDS + states
+
+
+def test_biases_and_the_cache_move_too_and_smaller_weights_move_less() -> None:
+    biased = TINY.model_copy(update={"attention_bias": True, "mlp_bias": True})
+    more = moved_bytes(biased, SHORT, weight_bytes(biased)) - moved_bytes(TINY, SHORT, weight_bytes(TINY))
+    assert more == 4 * (4 * 8 + 2 * 16 + 8)
+    cached = SHORT.model_copy(update={"kv_out": True})
+    more = moved_bytes(TINY, cached, weight_bytes(TINY)) - moved_bytes(TINY, SHORT, weight_bytes(TINY))
+    assert more == 2 * 6 * 8 * 4
+    quantised = 4 * EMBEDDING + LAYER + EMBEDDING  # a byte each, but for the embedding
+    assert moved_bytes(TINY, SHORT, quantised) == LAYER + EMBEDDING + ROWS + IDS + LOGITS
+
+
+def test_no_more_rows_are_looked_up_than_the_embedding_has() -> None:
+    long = SHORT.model_copy(update={"sequence": 200})
+    assert moved_bytes(TINY, long, weight_bytes(TINY)) == weight_bytes(TINY) + 400 * (2 * 8 + 100 * 4)
 
 
 def test_an_arm_of_the_studys_largest_model_takes_what_was_measured() -> None:

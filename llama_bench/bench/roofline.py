@@ -26,8 +26,8 @@ Run: TypeAlias = Callable[[], float]
 LAST_SHARE = 0.3  # of the time for the last rounds
 RUNS = 2  # timed at least, after one that is not
 SETTLED_S = 0.02  # and for at least so long
-HOPELESS = 4.0  # a way this much slower than another at a small size is given up: some are loops without a kernel
-BEATEN = 0.7  # a way below this share of the best so far is not tried at the next shape
+HOPELESS = 10.0  # a way this much slower than another at a small size is given up: some are loops without a kernel
+BEATEN = 0.5  # a way below this share of the best so far is not tried at the next shape
 NO_KERNEL = 0.1  # a precision below this share of fp32 is emulated: what runs an arm would rather compute in fp32
 
 
@@ -59,7 +59,7 @@ class Way:
 
 @dataclass(slots=True)
 class Best:
-    """The fastest run of one ceiling so far, and how to do it again."""
+    """The fastest run of one way so far, and how to do it again."""
 
     way: Way
     shape: Shape
@@ -101,16 +101,17 @@ def fastest(ways: Sequence[Way], products: Sequence[Shape], moved: int, seconds:
         left = begin + (1 - LAST_SHARE) * seconds - time.perf_counter()
         share = _weight(dtype) / sum(_weight(other) for _, other in kinds[index:])
         fp32 = max((best.per_second for best in found if best.way.dtype == "fp32"), default=0.0)
-        best = _race(
+        found += _race(
             [way for way in ways if (way.what, way.dtype) == (what, dtype)],
             products if what == "matmul" else [(moved // 16,), (moved,)],
             floor=NO_KERNEL * fp32 if what == "matmul" else 0.0,
             seconds=share * max(left, 0.0),
         )
-        if best is not None:
-            found.append(best)
     _again(found, begin + seconds)
-    return [_ceiling(best) for best in found]
+    tops: dict[tuple[What, str], Best] = {}
+    for best in sorted(found, key=lambda best: best.per_second):
+        tops[best.way.what, best.way.dtype] = best
+    return [_ceiling(tops[kind]) for kind in kinds if kind in tops]
 
 
 def _weight(dtype: str) -> int:
@@ -118,29 +119,35 @@ def _weight(dtype: str) -> int:
     return 3 if dtype == "fp32" else 1
 
 
-def _race(ways: Sequence[Way], shapes: Sequence[Shape], *, floor: float, seconds: float) -> Best | None:
-    """Find the fastest of `ways` that do the same: all at the first shape, then the good ones while time is left.
+def _race(ways: Sequence[Way], shapes: Sequence[Shape], *, floor: float, seconds: float) -> list[Best]:
+    """Return what `ways` that do the same reach: all at the first shape, then the better ones while time is left.
 
     The first shape is small and shows only who is hopeless or below `floor`: what fits into a cache tells nothing of
-    the memory. None when no way is left.
+    the memory. The fastest way of the trial has one more shape in any case; a way that had none is no part of it.
     """
     end = time.perf_counter() + seconds
-    rates = {way: tried.per_second for way in ways if (tried := _try(way, shapes[0])) is not None}
+    rates: dict[Way, float] = {}
+    for _ in range(2):  # a second chance, as something else may have run just then
+        least = max(floor, max(rates.values(), default=0.0) / HOPELESS)
+        for way in ways:
+            if rates.get(way, 0.0) <= least and (tried := _try(way, shapes[0])) is not None:
+                rates[way] = max(rates.get(way, 0.0), tried.per_second)
     least = max(floor, max(rates.values(), default=0.0) / HOPELESS)
     rates = {way: rate for way, rate in rates.items() if rate >= least}
-    best: Best | None = None
+    found: dict[Way, Best] = {}
     for shape in shapes[1:]:
         for way in sorted(rates, key=rates.__getitem__, reverse=True):
             needed = (1 + RUNS) * _work(way.what, shape) / rates[way]
             late = time.perf_counter() + needed > end
-            if best is not None and (late or rates[way] < BEATEN * best.per_second):
+            top = max((best.per_second for best in found.values()), default=0.0)
+            if found and (late or rates[way] < BEATEN * top):
                 continue
             if (tried := _try(way, shape)) is None:
                 continue
             rates[way] = tried.per_second
-            if best is None or tried.per_second > best.per_second:
-                best = tried
-    return best
+            if way not in found or tried.per_second > found[way].per_second:
+                found[way] = tried
+    return list(found.values())
 
 
 def _try(way: Way, shape: Shape) -> Best | None:

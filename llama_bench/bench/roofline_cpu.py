@@ -14,8 +14,9 @@ from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, clocked, fastes
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
 
-PRODUCTS: tuple[Shape, ...] = ((256, 256, 256), (1024, 1024, 1024), (2048, 2048, 2048), (8192, 2048, 2048))
-"""A small one for the trial of the ways; then square and tall ones, as a model's linear layers are."""
+PRODUCTS: tuple[Shape, ...] = (*((size,) * 3 for size in (256, 512, 1024, 2048)), (8192, 2048, 2048))
+"""A small one for the trial of the ways; one that ends within a millisecond, which even a busy machine lets run in
+peace now and then; larger ones, and a tall one as in a model's linear layers."""
 
 MEMORY_BYTES = (256 * 2**20, 512 * 2**20)
 """What is read, and copied from its one half to the other: four times the last-level cache within these bounds."""

@@ -40,7 +40,9 @@ def warm_up(run: Callable[[], None], clock: Callable[[], int] = time.perf_counte
     """
     begin = clock()
     last: list[float] = []
-    for count in range(1, WARM_UP_MOST_RUNS + 1):
+    count = 0
+    while count < WARM_UP_MOST_RUNS:
+        count += 1
         last = [*last[-2:], _timed(run, clock)[0]]
         steady = len(last) == 3 and max(last) - min(last) <= WARM_UP_AGREEMENT * min(last)
         if steady or (clock() - begin) / 1e9 >= WARM_UP_MOST_S:

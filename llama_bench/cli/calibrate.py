@@ -61,6 +61,9 @@ def command(
     through: Annotated[
         Through, typer.Option(help="Plain processes of this machine, or Ray's actors as in a run.")
     ] = Through.processes,
+    beside: Annotated[
+        int, typer.Option(min=1, help="Cells measured at a time, each on cores of its own; they disturb each other.")
+    ] = 1,
     store: StoreAt = "./results",
     show: Annotated[
         str | None, typer.Option(metavar="PATH", help="Measure nothing: print the calibration at PATH again.")
@@ -100,7 +103,7 @@ def command(
 
     place = Store(store)
     with watching(err(), design.cells) as on_event:
-        result = calibrate.run(design, place, through=through.value, on_event=on_event)
+        result = calibrate.run(design, place, through=through.value, beside=beside, on_event=on_event)
     if result.measured or result.reused:
         _report(place, result.run)
     _summary(result, place.url(result.run))

@@ -1,10 +1,13 @@
-"""A calibration measured: its cells one after the other, in plain processes here or through Ray like any sweep."""
+"""A calibration measured: its cells in plain processes of this machine, or through Ray like any sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Literal
 
 from llama_bench import calibration, results, versions
@@ -20,7 +23,7 @@ from llama_bench.cluster.job import Job
 from llama_bench.cluster.launch import Lost
 from llama_bench.cluster.processes import Processes
 from llama_bench.engines.executed import Executed
-from llama_bench.errors import WorkError
+from llama_bench.errors import InputError, WorkError
 from llama_bench.plan import Cell, Plan
 from llama_bench.store import Store
 
@@ -29,15 +32,26 @@ NODE = "here"
 
 
 def run(
-    design: Design, store: Store, *, through: Literal["processes", "ray"] = "processes", on_event: OnEvent
+    design: Design,
+    store: Store,
+    *,
+    through: Literal["processes", "ray"] = "processes",
+    beside: int = 1,
+    on_event: OnEvent,
 ) -> RunResult:
     """Measure the calibration `design` into `store`, going on where an earlier call stopped.
 
     The coordinator of a cell, the arms and the timed loop are those of every run. `processes` starts the arms without
-    Ray, two to three times as fast; `ray` starts them as every run does. Raises WorkError when the model cannot be
+    Ray, two to three times as fast; `ray` starts them as every run does. With `beside` so many cells are measured at a
+    time, each on cores of its own: they disturb each other, which a real machine's other work does too. Raises
+    InputError for more of them than there are cores, or with Ray, WorkError when the model cannot be
     built or the store cannot take the results.
     """
+    if beside > 1:
+        core_sets(beside)  # says so when there are too few
     if through == "ray":
+        if beside > 1:
+            raise InputError("--beside: Ray holds a whole node for each cell; leave one of them out")
         from llama_bench.cluster import driver
 
         return driver.run(calibration.sweep(design), store, on_event=on_event, trim=lambda cell: _trimmed(design, cell))
@@ -49,7 +63,10 @@ def run(
         identity = Identity(
             sweep=plan.sweep.model_dump(mode="json"),
             code=versions.measuring(),
-            versions={**versions.libraries(), "arms started as": "plain processes"},
+            versions={
+                **versions.libraries(),
+                "arms started as": "plain processes" + (f", {beside} cells at a time" if beside > 1 else ""),
+            },
             hardware=[machine.fingerprint(facts)],
         )
         found = find_or_start(store, plan, identity, {}, {NODE: facts})
@@ -60,7 +77,7 @@ def run(
     with seconds("build"):
         _build(plan, store, on_event)
     with seconds("measure"):
-        _measure(plan, store, outcome, facts, on_event)
+        _measure(plan, store, outcome, facts, beside, on_event)
     wall_s = seconds.spent.pop("measure")
     outcome.breakdown = {**seconds.spent, **measuring(store, outcome.run, began, wall_s)}
     return outcome
@@ -83,24 +100,83 @@ def _build(plan: Plan, store: Store, on_event: OnEvent) -> None:
             on_event(Event("build", artifact.label, "built"))
 
 
-def _measure(plan: Plan, store: Store, outcome: RunResult, facts: dict[str, Any], on_event: OnEvent) -> None:
-    """Measure the cells one after the other; one that fails is told, and the others go on."""
+def _measure(
+    plan: Plan, store: Store, outcome: RunResult, facts: dict[str, Any], beside: int, on_event: OnEvent
+) -> None:
+    """Measure the cells that are left, `beside` of them at a time; one that fails is told, and the others go on."""
     finished = results.finished(store, outcome.run)["pieces"]
-    memory = int(MEMORY_SHARE * facts["memory_bytes"])
+    memory = int(MEMORY_SHARE * facts["memory_bytes"]) // beside
     examined: dict[str, Executed | Lost] = {}  # every cell has the same sessions
+    jobs = []
     for cell in plan.cells:
         if cell.id in finished:
             outcome.reused += 1
             on_event(Event("cell", cell.label, "reused"))
-            continue
-        job = Job(cell, plan.sweep.measure, store.uri, outcome.run, NODE, facts, memory)
-        for event in _events(job, examined):
-            if event.kind == "failure":
-                outcome.failures.append(f"{event.label}: {event.detail}")
-            on_event(event)
-        outcome.measured += 1
-        on_event(Event("cell", cell.label, "finished"))
+        else:
+            jobs.append(Job(cell, plan.sweep.measure, store.uri, outcome.run, NODE, facts, memory, ceilings=False))
+    waiting = iter(jobs)
+    # with one at a time nothing else goes on while a slot is timed: an event is dealt with between two
+    events = _events(waiting, None, examined) if beside == 1 else _side_by_side(waiting, core_sets(beside), examined)
+    for event in events:
+        if event.kind == "failure":
+            outcome.failures.append(f"{event.label}: {event.detail}")
+        outcome.measured += event.kind == "cell" and event.state == "finished"
+        on_event(event)
 
 
-def _events(job: Job, examined: dict[str, Executed | Lost]) -> Iterator[Event]:
-    yield from (Event(**event) for event in measure_cell(job, Processes(job.environment), examined))
+def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost]) -> Iterator[Event]:
+    """Measure jobs until none is left, in processes that stay on `cores`."""
+    for job in jobs:
+        for event in measure_cell(job, Processes(job.environment, cores), examined):
+            yield Event(**event)
+        yield Event("cell", job.cell.label, "finished")
+
+
+def _side_by_side(
+    jobs: Iterator[Job], cores: Sequence[Sequence[int]], examined: dict[str, Executed | Lost]
+) -> Iterator[Event]:
+    """Measure several jobs at a time, one on each set of cores: a thread each, which mostly waits for its processes."""
+    told: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+    taking = Lock()
+
+    def work(mine: Sequence[int]) -> None:
+        try:
+            for event in _events(_one_by_one(jobs, taking), mine, examined):
+                told.put(event)
+            told.put(None)
+        except BaseException as error:  # the thread that reads the queue raises it
+            told.put(error)
+
+    for mine in cores:
+        Thread(target=work, args=(mine,), daemon=True).start()
+    working = len(cores)
+    while working:
+        event = told.get()
+        if isinstance(event, BaseException):
+            raise event
+        if event is None:
+            working -= 1
+        else:
+            yield event
+
+
+def _one_by_one(jobs: Iterator[Job], taking: Lock) -> Iterator[Job]:
+    """Give the next job to whoever asks first; an iterator alone cannot be shared by threads."""
+    while True:
+        with taking:
+            job = next(jobs, None)
+        if job is None:
+            return
+        yield job
+
+
+def core_sets(beside: int) -> list[list[int]]:
+    """Return `beside` sets of cores of the same size, one core at least left for this process.
+
+    Raises InputError when there are too few cores.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    size = (len(cores) - 1) // beside
+    if size < 1:
+        raise InputError(f"--beside {beside}: {len(cores)} cores are too few; at most {len(cores) - 1}")
+    return [cores[i * size : (i + 1) * size] for i in range(beside)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ def measure_ceilings(job: Job, launcher: Launcher, store: Store) -> Iterator[Eve
     """
     cell, hardware = job.cell, machine.fingerprint(dict(job.node))
     stem = f"ceilings-{cell.target_name}-{hardware}"
-    if stem in results.finished(store, job.run)["pieces"]:
+    if not job.ceilings or stem in results.finished(store, job.run)["pieces"]:
         return
     threads = cell.target.threads or int(job.node["physical_cores"])
     yield event("slot", job, detail="measuring the ceilings of this node")
@@ -32,10 +33,9 @@ def measure_ceilings(job: Job, launcher: Launcher, store: Store) -> Iterator[Eve
         yield {"kind": "note", "label": cell.label, "detail": f"no ceilings: {found.message}"}
         return
     node = {"node": job.node_id, "hardware": hardware, "target": cell.target_name, "threads": threads}
-    node |= {"cache_bytes": job.node.get("cache_bytes"), "measured_at": started_at}
-    rows = [
-        {**node, "what": one.what, "dtype": one.dtype, "per_second": one.per_second, "how": one.how} for one in found
-    ]
+    node |= {"measured_at": started_at}
+    cache = None if cell.target.needs_gpu else job.node.get("cache_bytes")
+    rows = [{**node, **asdict(one), "cache_bytes": one.cache_bytes or cache} for one in found]
     results.write_part(store, job.run, "ceilings", stem, rows)
     wall = time.perf_counter() - begin
     piece: dict[str, Any] = {"piece": stem, "kind": "ceilings", "target": cell.target_name, "node": job.node_id}

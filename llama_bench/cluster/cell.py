@@ -112,7 +112,7 @@ def _confirm(cell: Cell, ready: dict[str, Prepared]) -> Iterator[Event]:
     if not job.measure.confirm:
         return
     margin = margin_of(job.cell.target.provider)
-    best = headline.best(done.ratios, pilot=job.measure.restarts, margin=margin, excluded=done.excluded)
+    best = headline.best(done.ratios, pilot=job.measure.restarts, margin=margin, excluded=done.excluded | done.lost)
     names = [name for name in (job.cell.baseline, CONTROL, best) if name in ready]
     while best is not None and done.confirmed[best] < job.measure.restarts and not done.lost & set(names):
         count, total = done.confirmed[best], job.measure.restarts

@@ -38,6 +38,7 @@ class Job:
     node: Mapping[str, Any]
     memory_bytes: int
     retry_failed: bool = False
+    ceilings: bool = True
 
     @property
     def environment(self) -> dict[str, str]:

@@ -10,29 +10,30 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_bench.cluster.launch import DEADLINE_S, Call, Lost, Process, died, late, raised
 from llama_bench.errors import WorkError
 
-CHILD = "import sys; from llama_bench.cluster.processes import serve; serve(int(sys.argv[1]))"
+CHILD = "import sys; from llama_bench.cluster.processes import serve; serve(*map(int, sys.argv[1:]))"
 
 
 class Processes:
-    """The launcher of a calibration; `environment` is added to this process's own."""
+    """The launcher of a calibration; `environment` is added to this process's own, `cores` are all that may be used."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], cores: Sequence[int] | None = None) -> None:
         self._environment = {**os.environ, **environment}
+        self._cores = cores or ()
 
     def start(self, make: Callable[[], Any], count: int) -> list[Process]:
         """Start `count` processes side by side."""
-        return [PlainProcess(make, self._environment) for _ in range(count)]
+        return [PlainProcess(make, self._environment, self._cores) for _ in range(count)]
 
     def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `function` returns in a process that ends with it."""
-        process = PlainProcess(Function, self._environment)
+        process = PlainProcess(Function, self._environment, self._cores)
         try:
             return process.call("run", function, *arguments).wait()
         finally:
@@ -42,10 +43,10 @@ class Processes:
 class PlainProcess:
     """One process, and the calls that it answers one after the other."""
 
-    def __init__(self, make: Callable[[], Any], environment: Mapping[str, str]) -> None:
+    def __init__(self, make: Callable[[], Any], environment: Mapping[str, str], cores: Sequence[int] = ()) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", CHILD, str(theirs.fileno())]
+            command = [sys.executable, "-c", CHILD, str(theirs.fileno()), *map(str, cores)]
             self._process = subprocess.Popen(
                 command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
@@ -90,8 +91,10 @@ class Function:
         return function(*arguments)
 
 
-def serve(descriptor: int) -> None:
-    """Be the process: make the object, then answer calls until the other end is gone."""
+def serve(descriptor: int, *cores: int) -> None:
+    """Be the process, on `cores` where some are named: make the object, answer calls until the other end is gone."""
+    if cores:
+        os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other end's to answer
     connection = Connection(descriptor)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from llama_bench.report.table import DASH, Table
+from llama_bench.stats.controls import VOID_P
 
 Row = Mapping[str, Any]
 
@@ -31,7 +32,7 @@ def noise(cells: pl.DataFrame) -> Table | None:
                 f"{mine['blocks'].sum()}",
                 f"{mine['dropped_blocks'].sum()}",
                 f"{mine['flagged_blocks'].sum()}",
-                "no: void" if first["void"] else "yes",
+                "no: void" if first["aa_p"] is not None and first["aa_p"] < VOID_P else "yes",
             )
         )
     columns = (
@@ -47,8 +48,8 @@ def noise(cells: pl.DataFrame) -> Table | None:
     )
     notes = (
         "A/A pairs are programs that are the same: the baseline against its control and against no-ops. χ², with as "
-        "many degrees of freedom as pairs, says whether they differ by more than chance; below p = 0.001 the target "
-        "has no verdicts, above it every interval is as much wider as the pairs ask for.",
+        f"many degrees of freedom as pairs, says whether they differ by more than chance; below p = {VOID_P} the "
+        "target has no verdicts, above it every interval is as much wider as the pairs ask for.",
     )
     return Table("", columns, tuple(rows), notes)
 

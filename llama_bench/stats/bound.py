@@ -22,7 +22,7 @@ Key: TypeAlias = tuple[str, str]
 By: TypeAlias = Literal["compute", "memory"]
 
 TOLERANCE = 0.02
-"""A ceiling is the fastest of many runs, and yet a per cent or two low now and then: so little above counts as 100 %."""
+"""A ceiling is the fastest of many runs, and yet a per cent or two low now and then: as little above it is 100 %."""
 
 PRECISIONS = (
     ("provider_options", "trt_int8_enable", "int8"),

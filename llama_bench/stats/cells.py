@@ -39,7 +39,8 @@ SCHEMA: dict[str, Any] = {
 }
 """Columns of the view. `restarts` are the cell's in the main phase; half-widths are shares (0.01 is 1 %), the reached
 one that of the arm furthest from the wanted one. `aa_pairs` (degrees of freedom), `aa_chi2`, `aa_p` and `inflation` are
-the target's, null where it has no A/A pair; `void` also says that the cell ran on two machines. `blocks` are all that
+the target's, null where it has no A/A pair; `void` also says that the cell ran on two machines,
+or that its baseline is faster than its machine can be. `blocks` are all that
 were timed, in both phases.
 """
 
@@ -62,20 +63,20 @@ def _row(cell: Row, judged: Judged) -> dict[str, Any]:
     blocks = known.blocks.get(name, {})
     headline = judged.headlines.get(name)
     unserved = cell["target"] in known.unserved
-    two_machines = name in known.machines
+    void = known.void(cell)
     return {
         **{key: cell[key] for key in ("model", "workload", "target")},
         "cell": name,
         "restarts": slots.get("restarts", 0),
         "half_width": max(widths.values(), default=None),
         "wanted_half_width": measure.half_width,
-        "ended_by": None if unserved or two_machines else _ended_by(cell, judged, widths),
+        "ended_by": None if unserved or void else _ended_by(cell, judged, widths),
         **{key: blocks.get(key, 0) for key in ("blocks", "dropped_blocks", "flagged_blocks")},
         "aa_pairs": test.pairs,
         "aa_chi2": test.chi2 if test.pairs else None,
         "aa_p": test.p if test.pairs else None,
         "inflation": test.inflation if test.pairs else None,
-        "void": test.void or two_machines,
+        "void": test.void or void,
         "best": headline.recipe if headline else fastest(judged.verdicts[name]),
         "confirmed": headline.word if headline else None,
         "confirmed_speedup": headline.speedup if headline else None,

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from llama_bench.stats import evidence
+from llama_bench.stats.bound import Bound, fractions
 from llama_bench.stats.ratios import (
     CONFIRM,
     arm_times,
@@ -45,6 +46,7 @@ class Known:
     unserved: Mapping[str, str]
     blocks: Mapping[str, Row]  # cell → how many blocks were timed, dropped, flagged
     machines: Mapping[str, str]  # cell → the sentence about its two machines
+    bounds: Mapping[Key, Bound]  # what each arm reaches of its machine's speed
 
     def comparison(self, cell: Row, name: str) -> Comparison:
         """Return everything that an arm's verdict is made of."""
@@ -76,11 +78,25 @@ class Known:
             return evidence.without_number(cell, name, variant["variant"] if variant else None, self.failures, unserved)
         if cell["id"] in self.machines:
             return "void", self.machines[cell["id"]]
+        if (fault := self._fault(cell, name)) is not None:
+            return "void", fault
         base = cell["baseline"]
         problem = self._data_problem(key) or self._died(cell, name, asks)
         if problem is None and name != base and (of_base := self._data_problem((cell["id"], base))) is not None:
             return "inconclusive", f"nothing to compare with: of {base}, {of_base[1]}"
         return problem
+
+    def void(self, cell: Row) -> bool:
+        """Whether nothing that was timed in this cell can be compared: two machines, or a baseline beyond its own."""
+        return cell["id"] in self.machines or self._fault(cell, cell["baseline"]) is not None
+
+    def _fault(self, cell: Row, name: str) -> str | None:
+        """The sentence about an arm, or its baseline, that is faster than its machine can be."""
+        for one in (name, cell["baseline"]):
+            bound = self.bounds.get((cell["id"], one))
+            if bound is not None and bound.fault is not None:
+                return bound.fault if one == name else f"nothing to compare with: {one} is at {bound.fault}"
+        return None
 
     def _data_problem(self, key: Key) -> tuple[str, str] | None:
         """What is wrong with an arm's timings themselves."""
@@ -128,20 +144,29 @@ def gather(run: Row, frames: Mapping[str, pl.LazyFrame]) -> Known:
     cells = sorted([*run["cells"], *_cells_of_unserved(run, sweep)], key=lambda cell: order.index(cell["target"]))
     baselines = {cell["id"]: cell["baseline"] for cell in cells}
     by_group = group_ratios(frames["blocks"], baselines)
+    times, variants = _by_arm(arm_times(frames["timings"])), _by_arm(name_arms(frames["variants"]).collect())
     return Known(
         sweep=sweep,
         cells=cells,
-        times=_by_arm(arm_times(frames["timings"])),
+        times=times,
         slots=_by_arm(slot_counts(frames["blocks"])),
         ratios=_ratios(over_groups(by_group)),
         together=_together(by_group),
         fresh=_ratios(restart_ratios(frames["blocks"], baselines, CONFIRM)),
-        variants=_by_arm(name_arms(frames["variants"]).collect()),
+        variants=variants,
         accuracy=_grouped(name_arms(frames["accuracy"]).collect()),
         failures=frames["failures"].sort("at", nulls_last=False).collect().to_dicts(),
         unserved=evidence.unserved_targets(run),
         blocks=_blocks(frames["blocks"]),
         machines=_machines(frames["machines"]),
+        bounds=fractions(
+            sweep,
+            cells,
+            times,
+            variants,
+            frames["machines"].select("cell", "hardware").unique().collect().to_dicts(),
+            frames["ceilings"].collect().to_dicts(),
+        ),
     )
 
 

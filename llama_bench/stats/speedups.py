@@ -32,6 +32,9 @@ SCHEMA: dict[str, Any] = {
     "time_low_s": pl.Float64,
     "time_high_s": pl.Float64,
     "tokens_per_s": pl.Float64,
+    "bound_s": pl.Float64,
+    "bound_by": pl.String,
+    "of_bound": pl.Float64,
     "speedup": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -55,7 +58,8 @@ SCHEMA: dict[str, Any] = {
 
 `confirmed` and what follows it are filled for the recipe that fresh restarts were made for: "confirmed" or "not
 confirmed", and its speedup and 90 % interval in those restarts alone. `dropped_blocks` (disturbed, and timed again) and
-`flagged_blocks` (disturbed, and kept) are the cell's.
+`flagged_blocks` (disturbed, and kept) are the cell's. `bound_s` is the least time that the machine's own ceilings allow
+a run, `bound_by` whether "compute" or "memory" sets it, `of_bound` the share of that speed the arm reaches.
 """
 
 
@@ -86,6 +90,7 @@ def _row(cell: Row, name: str, verdict: Verdict, judged: Judged) -> dict[str, An
     mean_s = shown.get("mean_s")
     blocks = known.blocks.get(cell["id"], {})
     confirmed = _confirmed(cell["id"], name, judged)
+    bound = known.bounds.get(key) if shown else None
     return {
         "cell": cell["id"],
         "model": cell["model"],
@@ -100,6 +105,9 @@ def _row(cell: Row, name: str, verdict: Verdict, judged: Judged) -> dict[str, An
         "runs": times.get("runs", 0),
         **{column: shown.get(column) for column in _TIMES},
         "tokens_per_s": cell["tokens"] / mean_s if mean_s else None,
+        "bound_s": bound.seconds if bound else None,
+        "bound_by": bound.by if bound else None,
+        "of_bound": bound.share if bound else None,
         "speedup": verdict.speedup,
         "low": low,
         "high": high,

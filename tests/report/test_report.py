@@ -9,7 +9,7 @@ import pytest
 
 from llama_bench.errors import InputError, WorkError
 from llama_bench.report import page, write_report
-from llama_bench.report.tables import Table
+from llama_bench.report.table import Table
 
 
 @pytest.fixture(scope="module")

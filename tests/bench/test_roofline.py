@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_bench.bench import roofline, roofline_cpu
+from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, fastest
+from llama_bench.engines import onnxruntime as engine
+from llama_bench.sweep import Session, Target
+
+SMALL: tuple[Shape, ...] = ((2, 2, 2), (4, 4, 4), (8, 8, 8))
+
+
+def steady(rate: float, log: list[Shape] | None = None) -> Callable[[Shape], Run]:
+    """A way that does `rate` operations or bytes a second at any shape, without taking the time."""
+
+    def make(shape: Shape) -> Run:
+        if log is not None:
+            log.append(shape)
+        work = 2 * np.prod(shape) if len(shape) == 3 else shape[0]
+        return lambda: float(work / rate)
+
+    return make
+
+
+def absent(_: Shape) -> Run:
+    raise NotImplementedError("no kernel")
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[list[Ceiling], float]:
+    begin = time.perf_counter()
+    return roofline.measure("CPUExecutionProvider", 2), time.perf_counter() - begin
+
+
+def test_a_cpu_has_at_least_an_fp32_product_and_what_its_memory_reads_and_copies(measured: Any) -> None:
+    ceilings = {(one.what, one.dtype): one for one in measured[0]}
+    assert {("matmul", "fp32"), ("read", ""), ("copy", "")} <= set(ceilings)
+    assert all(one.per_second > 0 for one in measured[0])
+    assert len(ceilings) == len(measured[0])
+    assert "×" in ceilings["matmul", "fp32"].how
+    assert "256×256×256" not in ceilings["matmul", "fp32"].how  # that was the trial
+    assert "MiB" in ceilings["read", ""].how
+
+
+def test_a_simple_product_of_numpy_is_not_above_the_ceiling(measured: Any) -> None:
+    ceiling = next(one.per_second for one in measured[0] if one.dtype == "fp32")
+    a = np.ones((1024, 1024), dtype=np.float32)
+    begin = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    assert ceiling >= 0.9 * 5 * 2 * 1024**3 / (time.perf_counter() - begin)
+
+
+def test_measuring_ends_soon_and_puts_torchs_threads_back() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def make(shape: Shape) -> Run:
+        seen.append(torch.get_num_threads())
+        return lambda: 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline_cpu, "ways", lambda threads: [Way("matmul", "fp32", "way", make)])
+        patch.setattr(roofline_cpu, "SECONDS", 0.1)
+        begin = time.perf_counter()
+        roofline_cpu.measure(before + 1)
+        assert time.perf_counter() - begin < 30  # torch may have to be imported
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_the_fastest_way_is_the_ceiling_and_says_which_it_was() -> None:
+    ways = [Way("matmul", "fp32", "slow", steady(1e9)), Way("matmul", "fp32", "fast", steady(2e9))]
+    [found] = fastest(ways, SMALL, 0, 0.2)
+    assert found == Ceiling("matmul", "fp32", pytest.approx(2e9), "fast, 4×4×4")
+
+
+def test_a_precision_without_a_kernel_is_left_out_and_not_zero() -> None:
+    ways = [Way("matmul", "fp32", "way", steady(1e9)), Way("matmul", "fp8", "way", absent)]
+    assert [one.dtype for one in fastest(ways, SMALL, 0, 0.1)] == ["fp32"]
+
+
+def test_a_precision_that_is_emulated_is_left_out_after_its_first_small_trial() -> None:
+    log: list[Shape] = []
+    ways = [Way("matmul", "fp32", "way", steady(1e9)), Way("matmul", "fp16", "loop", steady(0.05e9, log))]
+    assert [one.dtype for one in fastest(ways, SMALL, 0, 0.1)] == ["fp32"]
+    assert set(log) == {(2, 2, 2)}
+    kernel = [ways[0], Way("matmul", "fp16", "kernel", steady(0.5e9))]
+    assert [one.dtype for one in fastest(kernel, SMALL, 0, 0.1)] == ["fp32", "fp16"]
+
+
+def test_a_hopeless_way_is_never_tried_at_a_large_shape() -> None:
+    log: list[Shape] = []
+    ways = [Way("matmul", "fp32", "loop", steady(0.9e8, log)), Way("matmul", "fp32", "kernel", steady(1e9))]
+    fastest(ways, SMALL, 0, 0.1)
+    assert set(log) == {(2, 2, 2)}
+
+
+def test_what_fits_into_a_cache_is_no_memory() -> None:
+    def make(shape: Shape) -> Run:
+        return lambda: shape[0] / (1e12 if shape[0] < 1000 else 1e9)
+
+    [found] = fastest([Way("read", "", "way", make)], SMALL, 2**20, 0.1)
+    assert found == Ceiling("read", "", pytest.approx(1e9), "way, 1 MiB")
+
+
+def test_a_moment_in_which_something_else_ran_lowers_no_ceiling() -> None:
+    begin = time.perf_counter()
+
+    def make(shape: Shape) -> Run:
+        # slow at first, as if a neighbour were busy
+        return lambda: float(2 * np.prod(shape)) / (1e9 if time.perf_counter() - begin > 0.1 else 0.3e9)
+
+    [found] = fastest([Way("matmul", "fp32", "way", make)], SMALL, 0, 0.3)
+    assert found.per_second == pytest.approx(1e9)
+
+
+def test_a_provider_that_nothing_here_can_measure_has_no_ceilings() -> None:
+    assert roofline.measure("CoreMLExecutionProvider", 2) == []
+
+
+def test_a_machine_without_a_gpu_has_no_ceilings_of_one() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert roofline.measure("CUDAExecutionProvider", 2) == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_ceilings_and_its_faster_precisions_are_faster() -> None:
+    found = {(one.what, one.dtype): one.per_second for one in roofline.measure("CUDAExecutionProvider", 1)}
+    if not found:
+        pytest.skip("this machine has no GPU")
+    assert {("matmul", "fp32"), ("matmul", "fp16"), ("read", ""), ("copy", "")} <= set(found)
+    assert found["matmul", "fp16"] > found["matmul", "fp32"]
+
+
+def test_numpy_is_no_way_for_another_number_of_threads_than_it_takes() -> None:
+    from llama_bench.bench import cpu
+
+    with pytest.raises(ValueError, match="threads"):
+        roofline_cpu._numpy_product(len(cpu.allowed()) + 1, (8, 8, 8))
+    assert roofline_cpu._numpy_product(len(cpu.allowed()), (8, 8, 8))() > 0
+
+
+@pytest.mark.parametrize(
+    ("op", "left", "right"), [("MatMul", "float32", "float32"), ("MatMulInteger", "uint8", "int8")]
+)
+def test_onnx_runtime_multiplies_in_a_session_set_up_like_an_arms(op: str, left: str, right: str) -> None:
+    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    run = roofline_cpu.ort_product(settings, op, left, right, (16, 32, 8))
+    assert run() > 0
+
+
+def test_a_session_that_has_no_kernel_is_an_error_and_no_slow_way() -> None:
+    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    with pytest.raises(Exception, match="MatMulInteger"):
+        roofline_cpu.ort_product(settings, "MatMulInteger", "float32", "float32", (16, 32, 8))
