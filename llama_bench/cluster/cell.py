@@ -15,7 +15,7 @@ import polars as pl
 
 from llama_bench import results, versions
 from llama_bench.bench import schedule
-from llama_bench.cluster.ceilings import measure_ceilings
+from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.examine import examine
 from llama_bench.cluster.job import Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
@@ -69,6 +69,7 @@ def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lo
     for number, names in enumerate(groups):
         yield from _measure_group(cell, number, [ready[name] for name in names], job.measure.budget_s / len(groups))
     yield from _confirm(cell, ready)
+    yield from measure_beaten_ceilings(job, launcher, store)
     results.fold(store, job.run, job.cell.id)
 
 

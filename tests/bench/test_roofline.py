@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_bench.bench import roofline, roofline_cpu
+from llama_bench.bench import roofline, roofline_cpu, roofline_cuda
 from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, fastest
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
@@ -164,3 +164,12 @@ def test_a_session_that_has_no_kernel_is_an_error_and_no_slow_way() -> None:
     settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
     with pytest.raises(Exception, match="MatMulInteger"):
         roofline_cpu.ort_product(settings, "MatMulInteger", "float32", "float32", (16, 32, 8))
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "Neg"])
+def test_the_graphs_that_read_and_copy_on_a_gpu_are_ones_that_onnx_runtime_runs(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    monkeypatch.setattr(roofline_cuda, "_settings", lambda tf32: settings)
+    assert roofline_cuda._ort_bytes(op, (2**16,))() > 0

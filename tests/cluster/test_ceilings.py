@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from llama_bench.bench import machine
+from llama_bench.bench.roofline import Ceiling
+from llama_bench.cluster.ceilings import MOST
 from llama_bench.store import Store
 
 from .conftest import FACTS, measure
@@ -27,6 +29,24 @@ def test_the_ceilings_of_a_node_are_measured_once_before_its_first_cell(two_arms
     fractions = frames.speedups.collect()["of_bound"].drop_nulls()
     assert len(fractions) == 6
     assert 0 < min(fractions) <= max(fractions) <= 1
+
+
+def test_ceilings_that_an_arm_beats_are_measured_again_and_then_it_is_void(
+    two_arms: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_bench.cluster.ceilings.roofline.measure", slow_machine)
+    frames, events = measure(two_arms, store)
+    again = [event for event in events if event["detail"].startswith("measuring the ceilings again")]
+    assert len(again) == MOST - 1
+    assert frames.ceilings.collect().height == 3 * MOST
+    verdicts = frames.speedups.collect()
+    assert set(verdicts["verdict"]) == {"void"}
+    assert "of the machine's own ceiling" in verdicts["evidence"][0]
+
+
+def slow_machine(provider: str, threads: int) -> list[Ceiling]:
+    """A machine of a thousand operations a second, which every real one beats."""
+    return [Ceiling("matmul", "fp32", 1e3, "by hand"), Ceiling("copy", "", 1e3, ""), Ceiling("read", "", 1e3, "")]
 
 
 def test_a_node_whose_ceilings_cannot_be_measured_is_told_and_measured_all_the_same(

@@ -53,7 +53,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceilings take seconds, and have tests of their own."""
-    monkeypatch.setattr("llama_bench.cluster.cell.measure_ceilings", lambda *given: iter(()))
+    for name in ("measure_ceilings", "measure_beaten_ceilings"):
+        monkeypatch.setattr(f"llama_bench.cluster.cell.{name}", lambda *given: iter(()))
 
 
 def test_a_disturbed_block_is_dropped_for_all_arms_and_timed_again(

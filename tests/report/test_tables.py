@@ -7,45 +7,12 @@ import polars as pl
 import pytest
 
 from llama_bench.report import tables
-from llama_bench.stats.speedups import speedups
+from llama_bench.stats import views
 
 
-def made(world: Any) -> tuple[pl.DataFrame, Any]:
-    return speedups(world.run, world.datasets()), world.run
-
-
-def test_the_answer_names_the_fastest_recipe_of_each_cell(synthetic: ModuleType) -> None:
-    Truth = synthetic.Truth
-    world = synthetic.world(
-        {
-            "fast": Truth(0.9, executed="aa"),
-            "faster": Truth(0.8, executed="bb"),
-            "wrong": Truth(0.4, executed="cc", within_bound=False),
-            "idle": Truth(),
-        },
-        sizes=(512, 1024),
-    )
-    [sentence] = tables.answer(*made(world))
-    assert sentence.startswith("On target B the fastest recipe, against original, is faster 1.2")
-    assert "(h1024-a4-l2, prefill); faster 1.2" in sentence
-    assert "wrong" not in sentence
-    assert "1 of 4 executes exactly what original does (no-op)" in sentence
-
-
-def test_the_answer_says_so_when_nothing_is_faster(synthetic: ModuleType) -> None:
-    world = synthetic.world({"idle": synthetic.Truth(), "slow": synthetic.Truth(1.3, executed="aa")})
-    [sentence] = tables.answer(*made(world))
-    assert "none of the 2 recipes is faster than original beyond its interval" in sentence
-
-
-def test_the_answer_admits_what_was_not_or_cannot_be_compared(synthetic: ModuleType) -> None:
-    targets = {"A": "CUDAExecutionProvider", "B": "CPUExecutionProvider"}
-    world = synthetic.world(
-        {"fast": synthetic.Truth(0.8, executed="aa")}, targets=targets, unserved={"A": "no node offers it"}, restarts=1
-    )
-    gpu, cpu = tables.answer(*made(world))
-    assert gpu == "On target A nothing was measured: no node offers it."
-    assert "no recipe can be compared with original: one restart only" in cpu
+def made(world: Any) -> tuple[pl.DataFrame, pl.DataFrame, Any]:
+    frames = views.make(world.run, world.datasets())
+    return frames.speedups.collect(), frames.cells.collect(), world.run
 
 
 def test_a_table_holds_the_studys_columns_and_more_for_every_arm(synthetic: ModuleType) -> None:
@@ -62,44 +29,20 @@ def test_a_table_holds_the_studys_columns_and_more_for_every_arm(synthetic: Modu
     assert "h2048" in large.title
     assert "h512" in small.title
     assert large.columns == (
-        "Recipe", "Mean (ms)", "Median (ms)", "p90 (ms)", "Tokens/s", "Saved", "Speedup [low, high]", "Verdict",
-        "Nodes changed", "Restarts",
+        "Recipe", "Mean (ms)", "Median (ms)", "p90 (ms)", "Tokens/s", "Of limit", "Saved", "Speedup [low, high]",
+        "Verdict", "Nodes changed", "Restarts",
     )  # fmt: skip
     rows = {row[0]: row for row in large.rows}
     assert list(rows) == ["original", "fast", "idle", "bad", "control (original again)"]
-    assert rows["original"][5:8] == ("–", "–", "baseline")
-    assert rows["fast"][5].startswith("+")
-    assert rows["fast"][6].startswith("1.2")
-    assert rows["fast"][7:] == ("faster", "5", "6")
-    assert rows["bad"][1:8] == ("–", "–", "–", "–", "–", "–", "failed")
+    assert rows["original"][5:9] == ("–", "–", "–", "baseline")
+    assert rows["fast"][6].startswith("+")
+    assert rows["fast"][7].startswith("1.2")
+    assert rows["fast"][8:] == ("faster", "5", "6")
+    assert rows["bad"][1:9] == ("–",) * 7 + ("failed",)
     notes = "\n".join(large.notes)
     assert "idle (no-op): removes 4 nodes (4 Identity) that ONNX Runtime removes itself" in notes
     assert "bad (failed): build: no." in notes
     assert "95.0%" in notes
-
-
-def test_markdown_is_a_table_that_no_name_or_message_can_break() -> None:
-    table = tables.Table("a <b>", ("x|y", "n"), (("<script>", "[l](u)"), ("`c`", "*e*")), ("note <i>",))
-    text = tables.markdown(table)
-    assert "<script>" not in text
-    assert "<i>" not in text
-    assert "[l]\\(u)" in text
-    assert "| x\\|y | n |\n| :-- | --: |\n" in text
-    assert "\\`c\\`" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "unit", "text"),
-    [
-        (0.0123456, "ms", "12.35"),
-        (5.1001, "s", "5.100"),
-        (1234.5, "s", "1,234"),
-        (0.5, "ms", "500.0"),
-        (None, "s", "–"),
-    ],
-)
-def test_times_have_four_digits(seconds: float | None, unit: str, text: str) -> None:
-    assert tables.duration(seconds, unit) == text
 
 
 def test_the_breakdown_adds_up_and_gives_shares_of_measuring(synthetic: ModuleType) -> None:
@@ -137,3 +80,39 @@ def test_a_cell_that_the_run_left_out_has_no_table_of_dashes(synthetic: ModuleTy
         world.rows[dataset] = [row for row in world.rows[dataset] if row["cell"] != left_out]
     [table] = tables.results(*made(world))
     assert "h512" in table.title
+
+
+@pytest.mark.parametrize(
+    ("half_width", "spread", "restarts", "said"),
+    [
+        (0.05, 0.001, 6, "6 restarts: ±0.1% of 95 % intervals or less was reached."),
+        (0.001, 0.02, 8, "of 95 % intervals, 0.1% was wanted."),
+        (None, 0.001, 6, "6 restarts: the sweep asks for the pilot alone"),
+        (0.05, 0.001, 3, "3 restarts: not finished: the same command goes on."),
+    ],
+)
+def test_each_table_says_whether_the_half_width_or_the_budget_ended_it(
+    synthetic: ModuleType, half_width: float | None, spread: float, restarts: int, said: str
+) -> None:
+    world = synthetic.world(
+        {"fast": synthetic.Truth(0.8, executed="aa")}, half_width=half_width, spread=spread, restarts=restarts
+    )
+    [table] = tables.results(*made(world))
+    assert any(said in note for note in table.notes), table.notes
+
+
+def test_disturbed_blocks_are_told_below_the_table(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")})
+    world.disturb(2, 0, "fast", kept=False)
+    world.disturb(2, 1, "fast", kept=True)
+    notes = "\n".join(tables.results(*made(world))[0].notes)
+    assert "1 of 25 blocks were disturbed, left out for all arms, and timed again." in notes
+    assert "1 of 25 blocks were disturbed and count all the same" in notes
+
+
+@pytest.mark.parametrize(("fresh", "word"), [(0.8, "confirmed at 1.2"), (1.0, "not confirmed at ")])
+def test_the_fastest_is_said_to_be_confirmed_or_not(synthetic: ModuleType, fresh: float, word: str) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, confirm="fast", fresh=fresh)
+    notes = "\n".join(tables.results(*made(world))[0].notes)
+    assert f"fast, the fastest, is {word}" in notes
+    assert "on fresh restarts of its own." in notes

@@ -1,0 +1,49 @@
+"""The answer in words, from made-up runs whose truth is known."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+
+from llama_bench.report.answer import answer
+from llama_bench.stats.speedups import speedups
+
+
+def made(world: Any) -> pl.DataFrame:
+    return speedups(world.run, world.datasets())
+
+
+def test_the_answer_names_the_fastest_recipe_of_each_cell(synthetic: ModuleType) -> None:
+    Truth = synthetic.Truth
+    world = synthetic.world(
+        {
+            "fast": Truth(0.9, executed="aa"),
+            "faster": Truth(0.8, executed="bb"),
+            "wrong": Truth(0.4, executed="cc", within_bound=False),
+            "idle": Truth(),
+        },
+        sizes=(512, 1024),
+    )
+    [sentence] = answer(made(world))
+    assert sentence.startswith("On target B the fastest recipe, against original, is faster 1.2")
+    assert "(h1024-a4-l2, prefill); faster 1.2" in sentence
+    assert "wrong" not in sentence
+    assert "1 of 4 executes exactly what original does (no-op)" in sentence
+
+
+def test_the_answer_says_so_when_nothing_is_faster(synthetic: ModuleType) -> None:
+    world = synthetic.world({"idle": synthetic.Truth(), "slow": synthetic.Truth(1.3, executed="aa")})
+    [sentence] = answer(made(world))
+    assert "none of the 2 recipes is faster than original beyond its interval" in sentence
+
+
+def test_the_answer_admits_what_was_not_or_cannot_be_compared(synthetic: ModuleType) -> None:
+    targets = {"A": "CUDAExecutionProvider", "B": "CPUExecutionProvider"}
+    world = synthetic.world(
+        {"fast": synthetic.Truth(0.8, executed="aa")}, targets=targets, unserved={"A": "no node offers it"}, restarts=1
+    )
+    gpu, cpu = answer(made(world))
+    assert gpu == "On target A nothing was measured: no node offers it."
+    assert "no recipe can be compared with original: one restart only" in cpu
