@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
 from llama_bench.report.table import ratio
+
+Row = Mapping[str, Any]
+
+JUDGED = ("faster", "slower", "equivalent", "inconclusive")
+"""Verdicts that compare speeds."""
 
 SHOWN = 6
 """Cells that a sentence of the answer lists; the tables have them all."""
@@ -28,6 +36,9 @@ def _answer_for(target: str, arms: pl.DataFrame) -> str:
     if compared.is_empty():
         reason = recipes["evidence"][0]
         return f"On target {target} no recipe can be compared with {baseline}: {reason}."
+    void = recipes.filter(pl.col("verdict") == "void")
+    if len(void) and not len(recipes.filter(pl.col("verdict").is_in(JUDGED))):
+        return f"On target {target} nothing can be said of any recipe's speed: {void['evidence'][0]}."
     best = (
         recipes.filter(pl.col("verdict") == "faster")
         .sort("speedup", descending=True)
@@ -40,9 +51,18 @@ def _answer_for(target: str, arms: pl.DataFrame) -> str:
         which = "the one recipe is not" if n == 1 else f"none of the {n} recipes is"
         return f"On target {target} {which} faster than {baseline} beyond its interval.{noops}"
     cells = recipes["cell"].n_unique()
-    shown = [f"{row['recipe']} {ratio(row)} ({row['model']}, {row['workload']})" for row in best.head(SHOWN).to_dicts()]
+    shown = [_best(row) for row in best.head(SHOWN).to_dicts()]
     found = "; ".join(shown) + (f"; and so on in {len(best) - SHOWN} more cells" if len(best) > SHOWN else "")
     rest = (
         f"; in {cells - len(best)} of {cells} cells nothing is faster beyond its interval" if len(best) < cells else ""
     )
     return f"On target {target} the fastest recipe, against {baseline}, is {found}{rest}.{noops}"
+
+
+def _best(row: Row) -> str:
+    """A cell's fastest recipe, its speedup, and what fresh restarts say of it."""
+    where = f"{row['model']}, {row['workload']}"
+    if row["confirmed"] is None:
+        return f"{row['recipe']} {ratio(row)} ({where})"
+    fresh = "" if row["confirmed_speedup"] is None else f" at {row['confirmed_speedup']:.3f}×"
+    return f"{row['recipe']} {ratio(row)} ({where}; {row['confirmed']}{fresh} on fresh restarts)"

@@ -153,11 +153,12 @@ def _notes(rows: Sequence[Row]) -> Iterable[str]:
 
 def _cell_notes(cell: Row) -> Iterable[str]:
     """What ended the cell, what disturbed it, and whether fresh restarts confirm its fastest recipe."""
-    restarts, width = plural(cell["restarts"], "restart"), percent(cell["half_width"])
+    restarts = plural(cell["restarts"], "restart")
+    width, wanted = percent(cell["half_width"]), percent(cell["wanted_half_width"])
     ends = {
-        "half-width": f"±{width} of 95 % intervals or less was reached",
-        "budget": f"the budget ended it at ±{width} of 95 % intervals, {percent(cell['wanted_half_width'])} was wanted",
-        "pilot only": f"the sweep asks for the pilot alone; ±{width} of 95 % intervals was reached",
+        "half-width": f"every 95 % interval is ±{width} or narrower, as wanted",
+        "budget": f"the budget ended it; the widest 95 % interval is ±{width}, ±{wanted} was wanted",
+        "pilot only": f"the sweep asks for the pilot alone; the widest 95 % interval is ±{width}",
         "unfinished": "not finished: the same command goes on",
     }
     if cell["half_width"] is None and cell["ended_by"] in ("half-width", "pilot only"):

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import polars as pl
+import pytest
 
 from llama_bench.report.answer import answer
 from llama_bench.stats.speedups import speedups
@@ -47,3 +48,18 @@ def test_the_answer_admits_what_was_not_or_cannot_be_compared(synthetic: ModuleT
     gpu, cpu = answer(made(world))
     assert gpu == "On target A nothing was measured: no node offers it."
     assert "no recipe can be compared with original: one restart only" in cpu
+
+
+@pytest.mark.parametrize(("fresh", "word"), [(0.8, "confirmed at 1.2"), (1.0, "not confirmed at ")])
+def test_the_answer_says_whether_fresh_restarts_bear_it_out(synthetic: ModuleType, fresh: float, word: str) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, confirm="fast", fresh=fresh)
+    [sentence] = answer(made(world))
+    assert f"(h512-a4-l2, prefill; {word}" in sentence
+    assert "on fresh restarts)" in sentence
+
+
+def test_a_target_whose_equal_programs_differ_has_no_answer_but_the_reason(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa"), "idle": synthetic.Truth(1.2)})
+    [sentence] = answer(made(world))
+    assert "fastest" not in sentence
+    assert "χ²" in sentence

@@ -85,8 +85,8 @@ def test_a_cell_that_the_run_left_out_has_no_table_of_dashes(synthetic: ModuleTy
 @pytest.mark.parametrize(
     ("half_width", "spread", "restarts", "said"),
     [
-        (0.05, 0.001, 6, "6 restarts: ±0.1% of 95 % intervals or less was reached."),
-        (0.001, 0.02, 8, "of 95 % intervals, 0.1% was wanted."),
+        (0.05, 0.001, 6, "6 restarts: every 95 % interval is ±0.1% or narrower, as wanted."),
+        (0.001, 0.02, 8, ", ±0.1% was wanted."),
         (None, 0.001, 6, "6 restarts: the sweep asks for the pilot alone"),
         (0.05, 0.001, 3, "3 restarts: not finished: the same command goes on."),
     ],
