@@ -21,6 +21,7 @@ PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s o
 LOAD_BYTES_PER_S = 1.0e9  # reading a model into a session
 WARM_UP_RUNS = 5  # three that agree, and the first ones that do not
 WASHOUT_S = 0.050  # a slot's untimed runs take at least this, and at least one run
+CONFIRMED_ARMS = 3  # the fastest recipe, its baseline and the control
 EXAMINE_LOADS = 4  # saving the executed graph costs several loads of the model, once an arm
 EXPORT_S = 4.0  # imports and tracing of one export, besides its bytes and its runs
 PASS_S = 1.0  # imports of one pass
@@ -195,6 +196,9 @@ def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: flo
     rate = gpu_flops_per_s if cell.target.needs_gpu else flops_per_s
     run_s = flops(cell.model, cell.workload) / rate
     pilot_s = cell_seconds(measure, len(cell.arms), run_s, weight_bytes(cell.model))
+    # the fastest of the recipes, with baseline and control, as often again
+    confirms = measure.confirm and len(cell.arms) >= CONFIRMED_ARMS
+    confirm_s = pilot_s * CONFIRMED_ARMS / len(cell.arms) if confirms else 0.0
     return CellNeeds(
         cell=cell.id,
         label=cell.label,
@@ -206,7 +210,7 @@ def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: flo
         run_s=run_s,
         arm_bytes=arm_bytes(cell.model, cell.workload),
         pilot_s=pilot_s,
-        most_s=max(pilot_s, measure.budget_s) if measure.half_width else pilot_s,
+        most_s=(max(pilot_s, measure.budget_s) if measure.half_width else pilot_s) + confirm_s,
     )
 
 

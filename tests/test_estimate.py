@@ -132,6 +132,16 @@ def test_the_budget_bounds_a_cell_only_where_a_half_width_asks_for_more_than_the
     assert more.most_s == 1e6
 
 
+def test_confirming_the_fastest_of_several_recipes_times_three_arms_once_more() -> None:
+    recipes = {name: Recipe() for name in ("original", "a", "b", "c", "d")}  # and the control
+    needs, without = (
+        estimates(make(_sweep((STUDY,), recipes, half_width=None, confirm=confirm), {}), 1e11)
+        for confirm in (True, False)
+    )
+    assert without.most_s == without.pilot_s == needs.pilot_s
+    assert needs.most_s == pytest.approx(1.5 * needs.pilot_s)
+
+
 def test_seconds_of_a_cell_grow_with_each_of_its_counts() -> None:
     measure = Measure(restarts=6, blocks=4, runs=5)
     base = cell_seconds(measure, 3, 0.5, 10**9)

@@ -163,10 +163,16 @@ class TimedSession:
             raise WorkError(f"ONNX Runtime failed while running: {_line(error)}") from error
 
     def outputs(self) -> dict[str, np.ndarray]:
-        """Return the outputs of the last run by name, on the host. Raises WorkError before the first run."""
+        """Return the outputs of the last run by name, on the host.
+
+        Raises WorkError before the first run, and for a type that numpy does not have (bfloat16).
+        """
         if not self._ran:
             raise WorkError("there are no outputs before the first run")
-        results = self._results if self._binding is None else self._binding.copy_outputs_to_cpu()
+        try:
+            results = self._results if self._binding is None else self._binding.copy_outputs_to_cpu()
+        except RuntimeError as error:
+            raise WorkError(f"the outputs cannot be read: {_line(error)}") from error
         return dict(zip(self.names, results, strict=True))
 
     def _wanted(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -184,6 +184,15 @@ def test_a_gpu_session_without_a_gpu_says_what_is_missing(folder: Path, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_output_of_a_type_that_numpy_lacks_is_a_failure_in_words(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (bfloat16[2] y) { y = Cast <to = 16> (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    timed = TimedSession(tmp_path, settings(Session(), CPU, 1), {"x": np.zeros(2, dtype=np.float32)})
+    timed.run()
+    with pytest.raises(WorkError, match="the outputs cannot be read: .*Numpy"):
+        timed.outputs()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
 @pytest.mark.parametrize("session", [Session(), Session(tf32=False), Session(cuda_graph=True), Session(io="host")])
