@@ -189,7 +189,7 @@ def test_an_output_of_a_type_that_numpy_lacks_is_a_failure_in_words(tmp_path: Pa
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
     timed = TimedSession(tmp_path, settings(Session(), CPU, 1), {"x": np.zeros(2, dtype=np.float32)})
     timed.run()
-    with pytest.raises(WorkError, match="the outputs cannot be read: .*Numpy"):
+    with pytest.raises(WorkError, match=r"the outputs cannot be read: .*Numpy"):
         timed.outputs()
 
 
