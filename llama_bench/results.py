@@ -224,15 +224,16 @@ def locate(path: str | Path) -> tuple[Store, str]:
     raise InputError(f"{here.label} has several sweeps: name one of {', '.join(here.url(sweep) for sweep in found)}")
 
 
-def scan(path: str | Path) -> dict[str, pl.LazyFrame]:
+def scan(path: str | Path, cell: str | None = None) -> dict[str, pl.LazyFrame]:
     """Return a LazyFrame for every dataset of the run at `path` (see :func:`locate`), without what did not finish.
 
-    Raises InputError for a truncated part or one of another schema version, naming the file.
+    With `cell` only the parts of that cell and of no cell are looked at: a run of thousands has many more. Raises
+    InputError for a truncated part or one of another schema version, naming the file.
     """
     import polars as pl
 
     store, run = locate(path)
-    parts = counting_parts(store, run)
+    parts = counting_parts(store, run, cell)
     frames = {}
     for dataset, schema in SCHEMAS.items():
         frames[dataset] = pl.DataFrame(schema.empty_table()).lazy()
@@ -247,20 +248,28 @@ def scan(path: str | Path) -> dict[str, pl.LazyFrame]:
     return frames
 
 
-def counting_parts(store: Store, run: str) -> dict[str, list[Part]]:
-    """Return the parts of every dataset whose rows count, by stem."""
+def counting_parts(store: Store, run: str, cell: str | None = None) -> dict[str, list[Part]]:
+    """Return the parts of every dataset whose rows count, by stem; with `cell` those of that cell and of no cell."""
     for _ in range(_TRIES):
         try:
             stems = finished(store, run)
+            if cell is not None:
+                stems = {dataset: {stem for stem in found if _concerns(stem, cell)} for dataset, found in stems.items()}
             with ThreadPoolExecutor(8) as pool:
                 keys = [_key(run, dataset, stem) for dataset, found in stems.items() for stem in sorted(found)]
                 parts = list(pool.map(lambda key: _part(store, key), keys))
         except FileNotFoundError:  # folded since it was listed
             continue
         # A listing is no snapshot: only when no piece came or went meanwhile do its datasets belong together.
-        if {_key(run, "pieces", stem) for stem in stems["pieces"]} == set(store.keys(f"{run}/pieces")):
+        now = {key.rpartition("/")[2].removesuffix(".parquet") for key in store.keys(f"{run}/pieces")}
+        if stems["pieces"] == {stem for stem in now if cell is None or _concerns(stem, cell)}:
             return _counting(run, parts)
     raise WorkError(f"{store.url(run)}: its parts change faster than they can be listed; try again when it rests")
+
+
+def _concerns(stem: str, cell: str) -> bool:
+    """Whether a part is of this cell (`<cell>` folded, `<cell>-…`) or of no cell at all (`build-…`, `ceilings-…`)."""
+    return stem == cell or stem.startswith((f"{cell}-", "build-", "ceilings-"))
 
 
 def _counting(run: str, parts: Sequence[Part]) -> dict[str, list[Part]]:

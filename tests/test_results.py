@@ -344,3 +344,15 @@ def test_a_part_of_version_1_is_read_with_what_its_missing_columns_would_have_he
     assert timings["kept"].to_list() == [True] * len(timings)
     assert set(timings["phase"]) == {"main"}
     assert timings["busy_s"].null_count() == len(timings)
+
+
+def test_one_cell_can_be_read_without_looking_at_the_parts_of_others(store: Store) -> None:
+    for cell in ("c", "c2", "d"):
+        write_restart(store, cell, 0)
+    results.fold(store, RUN, "d")
+    assert set(results.scan(store.url(RUN), "c")["timings"].collect()["cell"]) == {"c"}
+    assert set(results.scan(store.url(RUN), "d")["timings"].collect()["cell"]) == {"d"}
+    parts = results.counting_parts(store, RUN, "c")
+    assert {part.stem for part in parts["timings"]} == {"c-r0000"}
+    results.write_part(store, RUN, "ceilings", "ceilings-B-0", [{"what": "read"}])
+    assert results.scan(store.url(RUN), "c")["ceilings"].collect().height == 1

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
-
 from llama_bench import results
 from llama_bench.bench import machine, roofline
 from llama_bench.cluster.job import Event, Job, event
@@ -40,9 +38,7 @@ def measure_beaten_ceilings(job: Job, launcher: Launcher, store: Store) -> Itera
 
 def _beaten(job: Job, store: Store) -> bool:
     run = results.read_run(store, job.run)
-    frames = dict(results.scan(store.url(job.run)))
-    for dataset in ("timings", "blocks", "variants", "accuracy", "machines", "failures"):
-        frames[dataset] = frames[dataset].filter(pl.col("cell") == job.cell.id)
+    frames = results.scan(store.url(job.run), job.cell.id)
     mine = [cell for cell in run["cells"] if cell["id"] == job.cell.id]
     return any(bound.fault for bound in gather({**run, "cells": mine}, frames).bounds.values())
 

@@ -87,7 +87,7 @@ class Progress:
 
 def read(store: Store, run: str, cell: str, baseline: str, *, retry_failed: bool = False) -> Progress:
     """Read a cell's progress from its parts on disk; with `retry_failed` arms given up before get another chance."""
-    frames = scan(store.url(run))
+    frames = scan(store.url(run), cell)
     mine = pl.col("cell") == cell
     progress = Progress(cell, baseline)
     pieces = frames["pieces"].filter(mine, pl.col("kind") == "restart").sort("restart").collect()
