@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_bench.calibration import Design
-from llama_bench.cli.common import StoreAt, duration, err, warn
+from llama_bench.cli.common import StoreAt, duration, err, reading, warn
 from llama_bench.cli.live import watching
 
 if TYPE_CHECKING:
@@ -155,8 +155,12 @@ def _show(path: str) -> None:
     from llama_bench.stats.calibration import calibrate
 
     store, run = results.locate(path)
-    frames = views.load(store.url(run))
-    typer.echo(page(calibrate(frames), machine(frames)))
+
+    def shown() -> str:
+        frames = views.load(store.url(run))
+        return page(calibrate(frames), machine(frames))
+
+    typer.echo(reading(path, shown))
 
 
 def _report(store: Store, run: str) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from llama_bench.errors import WorkError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from llama_bench.sweep import Sweep
     from llama_bench.sweep_file import Catalogue
+
+T = TypeVar("T")
 
 PIPE_WIDTH = 160  # columns of a table that goes into a file or a pipe, unless COLUMNS says otherwise
 
@@ -117,3 +122,17 @@ def read_sweep(path: Path, only: str | None = None) -> Sweep:
 
     sweep = sweep_file.load(path, catalogue())
     return sweep_file.select(sweep, only) if only else sweep
+
+
+READING_TRIES = 5
+
+
+def reading(path: str, work: Callable[[], T]) -> T:
+    """Return what `work` makes of the results at `path`, trying again when a part is folded away while it reads.
+
+    A run that is being measured can be read at any time; raises WorkError when it changes faster than that.
+    """
+    for _ in range(READING_TRIES):
+        with suppress(FileNotFoundError):
+            return work()
+    raise WorkError(f"{path}: its parts change faster than they can be read; try again when it rests")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, print_table
+from llama_bench.cli.common import ResultsAt, print_table, reading
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def command(
         raise InputError("--output needs --format csv, json or parquet")
     if format is Format.PARQUET and output is None and sys.stdout.isatty():
         raise InputError("Parquet is not for a terminal: name a file with --output, or pipe it")
-    rows = llama_bench.load(path).sql(sql)
+    rows = reading(path, lambda: llama_bench.load(path).sql(sql))
     if format is Format.TABLE:
         _print(rows)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt
+from llama_bench.cli.common import ResultsAt, reading
 
 EXAMPLES = """
 The newest run of a sweep, into the run's own folder:
@@ -24,5 +24,5 @@ def command(
     """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured."""
     from llama_bench.report import write_report
 
-    for written in write_report(path, out):
+    for written in reading(path, lambda: write_report(path, out)):
         typer.echo(written)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama_bench.cli.common import duration, size
+from llama_bench.cli.common import READING_TRIES, duration, reading, size
+from llama_bench.errors import WorkError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,26 @@ def test_bytes_have_two_or_three_digits(number: float, text: str) -> None:
 )
 def test_seconds_are_said_in_the_unit_people_would_take(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_results_that_are_folded_while_they_are_read_are_read_again() -> None:
+    tries = iter([FileNotFoundError("c-r0000.parquet"), FileNotFoundError("c-r0001.parquet"), None])
+
+    def work() -> str:
+        if error := next(tries):
+            raise error
+        return "read"
+
+    assert reading("results/quick", work) == "read"
+
+
+def test_results_that_change_all_the_time_are_said_to_and_not_waited_for() -> None:
+    tried = []
+
+    def work() -> None:
+        tried.append(1)
+        raise FileNotFoundError("c-r0000.parquet")
+
+    with pytest.raises(WorkError, match="results/quick: its parts change faster than they can be read"):
+        reading("results/quick", work)
+    assert len(tried) == READING_TRIES
