@@ -36,8 +36,10 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any
     """Run the command with a runner that sends one event and then returns or raises `outcome`."""
 
     def call(outcome: RunResult | BaseException, *options: str) -> Result:
-        def run(design: Design, store: Store, *, through: str, on_event: Callable[[Event], None]) -> RunResult:
-            asked.update(design=design, store=store, through=through)
+        def run(
+            design: Design, store: Store, *, through: str, beside: int, on_event: Callable[[Event], None]
+        ) -> RunResult:
+            asked.update(design=design, store=store, through=through, beside=beside)
             on_event(Event("cell", "m/cell-0001/here", "started", 0, 6))
             on_event(Event("cell", "m/cell-0001/here", "finished"))
             if isinstance(outcome, BaseException):
@@ -62,14 +64,14 @@ def _result(folder: Path | None = None, **changed: Any) -> RunResult:
 
 def test_options_become_the_design_and_what_is_left_out_its_defaults(invoke: Invoke, asked: dict[str, Any]) -> None:
     assert invoke(_result()).exit_code == 0
-    assert (asked["design"], asked["through"]) == (Design(), "processes")
+    assert (asked["design"], asked["through"], asked["beside"]) == (Design(), "processes", 1)
     options = "--cells 9 --slowdown 0.005 --slowdown 0.02 --slowed-every 2 --restarts 4 --blocks 3 --runs 6"
-    more = "--half-width 0.02 --budget 12 --threads 2 --provider CUDAExecutionProvider --seed 3 --through ray"
+    more = "--half-width 0.02 --budget 12 --threads 2 --provider CUDAExecutionProvider --seed 3 --through ray --beside 4"
     assert invoke(_result(), *options.split(), *more.split()).exit_code == 0
     assert asked["design"] == Design(
         9, 2, (0.005, 0.02), 4, 3, 6, 0.02, 12.0, threads=2, provider="CUDAExecutionProvider", seed=3
     )
-    assert asked["through"] == "ray"
+    assert (asked["through"], asked["beside"]) == ("ray", 4)
 
 
 def test_it_says_beforehand_how_many_processes_it_starts_and_how_long_that_takes(invoke: Invoke) -> None:
