@@ -96,7 +96,7 @@ def command(
         provider=provider,
         seed=seed,
     )
-    err().print(forecast(design), markup=False, soft_wrap=True)
+    err().print(forecast(design, beside), markup=False, soft_wrap=True)
 
     from llama_bench.cluster import calibrate
     from llama_bench.store import Store
@@ -111,18 +111,19 @@ def command(
         raise typer.Exit(1)
 
 
-def forecast(design: Design) -> str:
+def forecast(design: Design, beside: int = 1) -> str:
     """Say in a line or two what is measured, with how many processes, and about how long that takes."""
     from llama_bench import calibration
 
-    pilot_s, most_s = seconds(design)
+    pilot_s, most_s = (total / beside for total in seconds(design))
     slowed = design.cells // design.slowed_every if design.slowed_every else 0
     shares = " and ".join(f"{100 * share:g} %" for share in design.slowdowns)
     arms = f", {slowed} of them also slowdowns of {shares}" if slowed else ""
     more = f"; where {100 * design.half_width:g} % needs more restarts, at most {duration(most_s)}" if slowed else ""
+    order = "one small cell after another" if beside == 1 else f"{beside} small cells at a time"
     return (
-        f"{design.cells} cells compare a program with itself{arms}: {calibration.processes(design):,} processes one "
-        f"small cell after another.\nAbout {duration(pilot_s)}{more}. Leave the machine to the work it usually has."
+        f"{design.cells} cells compare a program with itself{arms}: {calibration.processes(design):,} processes, "
+        f"{order}.\nAbout {duration(pilot_s)}{more}. Leave the machine to the work it usually has."
     )
 
 
