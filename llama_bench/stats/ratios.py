@@ -25,6 +25,9 @@ LEVEL = 0.95
 POWER = 0.8
 """Chance with which the smallest effect that an inconclusive arm reports would have been seen."""
 
+DIGITS = 12
+"""Significant digits of times: more than any clock has, fewer than the order of a sum changes."""
+
 IN_ORDER = pl.QueryOptFlags(check_order_observe=False)
 """Keep the order of groups and of their rows: polars deems it of no matter to a mean, but sums in another order differ
 in the last digit, and two reports of one run should not differ at all."""
@@ -250,7 +253,8 @@ def arm_times(timings: pl.LazyFrame, phase: str = MAIN) -> pl.DataFrame:
         "runs",
         "unusable",
         "constant",
-        *(pl.when(pl.col("unusable") == 0).then(pl.col(c)).alias(c) for c in times),
+        # how polars splits a sum between threads is not fixed, and with it the last bit: a report would change
+        *(pl.when(pl.col("unusable") == 0).then(pl.col(c).round_sig_figs(DIGITS)).alias(c) for c in times),
     )
 
 
