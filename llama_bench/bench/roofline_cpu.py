@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from llama_bench.bench import cpu
-from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, clocked, fastest
+from llama_bench.bench.race import Ceiling, Run, Shape, Way, clocked, fastest
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
 

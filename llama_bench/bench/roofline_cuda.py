@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, fastest
+from llama_bench.bench.race import Ceiling, Run, Shape, Way, fastest
 from llama_bench.bench.roofline_cpu import ort_product, ort_run
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_bench.bench import roofline, roofline_cpu, roofline_cuda
-from llama_bench.bench.roofline import Ceiling, Run, Shape, Way, fastest
+from llama_bench.bench.race import Ceiling, Run, Shape, Way, fastest
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
 

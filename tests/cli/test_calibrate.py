@@ -66,7 +66,9 @@ def test_options_become_the_design_and_what_is_left_out_its_defaults(invoke: Inv
     assert invoke(_result()).exit_code == 0
     assert (asked["design"], asked["through"], asked["beside"]) == (Design(), "processes", 1)
     options = "--cells 9 --slowdown 0.005 --slowdown 0.02 --slowed-every 2 --restarts 4 --blocks 3 --runs 6"
-    more = "--half-width 0.02 --budget 12 --threads 2 --provider CUDAExecutionProvider --seed 3 --through ray --beside 4"
+    more = (
+        "--half-width 0.02 --budget 12 --threads 2 --provider CUDAExecutionProvider --seed 3 --through ray --beside 4"
+    )
     assert invoke(_result(), *options.split(), *more.split()).exit_code == 0
     assert asked["design"] == Design(
         9, 2, (0.005, 0.02), 4, 3, 6, 0.02, 12.0, threads=2, provider="CUDAExecutionProvider", seed=3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llama_bench.bench import machine
-from llama_bench.bench.roofline import Ceiling
+from llama_bench.bench.race import Ceiling
 from llama_bench.cluster.ceilings import MOST
 from llama_bench.store import Store
 
