@@ -205,10 +205,10 @@ def ratios(values: Array) -> Array:
 
 
 def measure(setting: Setting, cells: int, rng: np.random.Generator) -> Iterator[Array]:
-    """Draw cells and measure them to their end: y (restarts × arms) of each.
+    """Draw cells and measure them to their end: y (restarts × arms) of each, NaN where an arm has no part.
 
-    With a half-width every arm's pilot says how many restarts it needs; the cell makes the most that any asks for, at
-    most the budget, as a real cell does. Cells that stop together are drawn together, so they come in that order.
+    With a half-width every arm's own pilot says how many restarts it gets, at most the budget, as in a real cell; the
+    control is there in all of them. Cells that stop together are drawn together, so they come in that order.
     """
     pilots = ratios(log_seconds(setting, cells, setting.restarts, rng))
     if setting.half_width is None:
@@ -216,9 +216,14 @@ def measure(setting: Setting, cells: int, rng: np.random.Generator) -> Iterator[
         return
     limit = math.inf if setting.budget is None else setting.budget
     arms = len(setting.each)  # a control asks for nothing
-    asked = [max(stein_total(y, setting.half_width) for y in pilot.T.tolist()[:arms]) for pilot in pilots]
-    totals = np.array([max(setting.restarts, int(min(total, limit))) for total in asked])
-    for total in np.unique(totals):
-        mine = pilots[totals == total]
+    asked = [[stein_total(y, setting.half_width) for y in pilot.T.tolist()[:arms]] for pilot in pilots]
+    totals = np.maximum(setting.restarts, np.minimum(asked, limit)).astype(int)
+    longest = totals.max(axis=1)
+    for total in np.unique(longest):
+        stopping = longest == total
+        mine = pilots[stopping]
         more = ratios(log_seconds(setting, len(mine), int(total) - setting.restarts, rng, setting.restarts))
-        yield from np.concatenate([mine, more], axis=1)
+        y = np.concatenate([mine, more], axis=1)
+        left = np.arange(total)[None, :, None] >= totals[stopping][:, None, :]
+        y[..., :arms][left] = np.nan
+        yield from y

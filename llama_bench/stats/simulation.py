@@ -66,7 +66,12 @@ class Outcome:
 
 def own_variance(y: Array, pilot: int) -> list[Estimate]:
     """Return the method's estimates: each arm from its own values alone."""
-    return [estimate(column, pilot) for column in y.T.tolist()]
+    return [estimate(column, pilot) for column in _columns(y)]
+
+
+def _columns(y: Array) -> list[list[float]]:
+    """Return the values of each arm in the restarts that it has."""
+    return [[value for value in column if not math.isnan(value)] for column in y.T.tolist()]
 
 
 def simulate(setting: Setting, cells: int, seed: int, method: Method = own_variance) -> list[Rate]:
@@ -86,7 +91,7 @@ def simulate(setting: Setting, cells: int, seed: int, method: Method = own_varia
 
 def _judge(setting: Setting, y: Array, method: Method, outcome: Outcome) -> None:
     """Add what is said of one cell: the tool's functions in the order in which a report calls them."""
-    columns = y.T.tolist()
+    columns = _columns(y)
     test = aa_test([{CONTROL: dict(enumerate(columns.pop()))}] if setting.control else [])
     compared = {str(i): Comparison(tuple(column)) for i, column in enumerate(columns)}
     verdicts = judge(
@@ -178,7 +183,7 @@ def _confirmed(setting: Setting, outcome: Outcome, rng: np.random.Generator) -> 
     again = ratios(log_seconds(setting, len(outcome.y), setting.restarts, rng))
     lower, covered = [], []
     for y, fresh in zip(outcome.y, again, strict=True):
-        named = {str(i): column for i, column in enumerate(y.T.tolist())}
+        named = {str(i): column for i, column in enumerate(_columns(y))}
         chosen = best(named, pilot=setting.restarts, margin=setting.margin)
         if chosen is None:
             continue
