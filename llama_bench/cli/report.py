@@ -21,8 +21,15 @@ def command(
     path: ResultsAt,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to, not the run's own.")] = None,
 ) -> None:
-    """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured."""
-    from llama_bench.report import write_report
+    """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured.
 
-    for written in reading(path, lambda: write_report(path, out)):
+    Of a calibration, its table and its chart.
+    """
+    from llama_bench import calibration, results
+    from llama_bench.report import write_report
+    from llama_bench.report.calibration import write_calibration
+
+    _, run = results.locate(path)
+    write = write_calibration if run.startswith(f"{calibration.NAME}/") else write_report
+    for written in reading(path, lambda: write(path, out)):
         typer.echo(written)

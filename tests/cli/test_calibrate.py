@@ -184,3 +184,11 @@ def _processes(run: Path) -> int:
     from llama_bench.stats import views
 
     return int(views.load(run).timings.select("pid", "process_started_at").unique().collect().height)
+
+
+def test_report_on_a_calibration_writes_its_table_and_chart(folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(make_app(), ["report", str(folder), "--out", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.stderr
+    assert [Path(line).name for line in result.stdout.splitlines()] == [
+        "calibration.md", "calibration.svg", "calibration.png", "calibration.json",
+    ]  # fmt: skip

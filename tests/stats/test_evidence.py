@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from llama_bench.engines import onnxruntime as engine
 from llama_bench.stats import evidence
+from llama_bench.sweep import Session, Target
 
 BASE = {
     "executed_sha256": "3f2a4b5c6d7e",
@@ -194,3 +196,30 @@ def test_unserved_targets_have_their_reason_as_text() -> None:
     assert evidence.unserved_targets(run) == {"A": "no node", "C": '{"offers": ["bench_cpu"]}'}
     assert evidence.unserved_targets({"unserved": ["A"]}) == {"A": "no node serves it"}
     assert evidence.unserved_targets({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("session", "threads"),
+    [
+        (Session(), 3),
+        (Session(tf32=False), 2),
+        (Session(cuda_graph=True), 2),
+        (Session(io="host"), 2),
+        (Session(optimization_level="disable"), 2),
+        (Session(slowdown=0.03), 2),
+        (Session(config={"session.use_env_allocators": "1"}), 2),
+        (Session(provider_options={"prefer_nhwc": True}), 2),
+    ],
+)
+def test_the_same_graph_under_other_threads_or_session_options_is_never_a_no_op(session: Session, threads: int) -> None:
+    """The settings as the coordinator makes them, hashed as the examination does."""
+    target = Target(tag="bench_gpu", provider="CUDAExecutionProvider")
+    same = {"executed_sha256": "a" * 64, "placement_sha256": "b" * 64, "engine": "onnxruntime", "nodes_changed": 0}
+
+    def row(idea: Session, threads: int) -> dict[str, Any]:
+        settings = {**engine.settings(idea, target, threads), "slowdown": idea.slowdown}
+        return {**same, "settings_sha256": engine.settings_sha256(settings)}
+
+    baseline = row(Session(), 2)
+    assert evidence.no_op(row(session, threads), baseline, "original") is None
+    assert evidence.no_op(row(Session(), 2), baseline, "original") is not None
