@@ -152,7 +152,7 @@ def _notes(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _cell_notes(cell: Row) -> Iterable[str]:
-    """What ended the cell, what disturbed it, and whether fresh restarts confirm its fastest recipe."""
+    """What ended the cell, and what disturbed it."""
     restarts = plural(cell["restarts"], "restart")
     width, wanted = percent(cell["half_width"]), percent(cell["wanted_half_width"])
     ends = {
@@ -172,12 +172,6 @@ def _cell_notes(cell: Row) -> Iterable[str]:
             f"{flagged} of {plural(blocks, 'block')} were disturbed and count all the same, "
             "since a fifth had been left out before."
         )
-    if cell["best"] is not None and cell["confirmed"] is not None:
-        number = "" if cell["confirmed_speedup"] is None else f" at {cell['confirmed_speedup']:.3f}×"
-        number += (
-            "" if cell["confirmed_low"] is None else f" [{cell['confirmed_low']:.3f}, {cell['confirmed_high']:.3f}]"
-        )
-        yield f"{cell['best']}, the fastest, is {cell['confirmed']}{number} on fresh restarts of its own."
 
 
 def _workload(run: Row, name: str) -> str:
