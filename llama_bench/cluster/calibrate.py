@@ -171,12 +171,12 @@ def _one_by_one(jobs: Iterator[Job], taking: Lock) -> Iterator[Job]:
 
 
 def core_sets(beside: int) -> list[list[int]]:
-    """Return `beside` sets of cores of the same size, one core at least left for this process.
+    """Return `beside` sets of cores of the same size; where there are enough, one core at least is left to this process.
 
     Raises InputError when there are too few cores.
     """
     cores = sorted(os.sched_getaffinity(0))
-    size = (len(cores) - 1) // beside
+    size = (len(cores) - (len(cores) > beside)) // beside
     if size < 1:
-        raise InputError(f"--beside {beside}: {len(cores)} cores are too few; at most {len(cores) - 1}")
+        raise InputError(f"--beside {beside}: more than the {len(cores)} cores here")
     return [cores[i * size : (i + 1) * size] for i in range(beside)]

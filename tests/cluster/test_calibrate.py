@@ -95,7 +95,7 @@ def test_an_error_beside_others_is_raised_and_not_swallowed(
 
 
 def test_more_cells_than_cores_and_cells_beside_each_other_on_ray_are_refused(store: Store) -> None:
-    with pytest.raises(InputError, match=r"--beside 4096: \d+ cores are too few"):
+    with pytest.raises(InputError, match=r"--beside 4096: more than the \d+ cores here"):
         calibrate.run(DESIGN, store, beside=4096, on_event=lambda event: None)
 
 
@@ -104,8 +104,10 @@ def test_ray_and_cells_side_by_side_exclude_each_other(two_sets: list[list[int]]
         calibrate.run(DESIGN, store, through="ray", beside=2, on_event=lambda event: None)
 
 
-def test_core_sets_are_apart_and_leave_a_core_to_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_sets_are_apart_and_leave_a_core_to_the_rest_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     sets = calibrate.core_sets(7)
     assert [len(cores) for cores in sets] == [2] * 7
     assert len({core for cores in sets for core in cores}) == 14
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert calibrate.core_sets(2) == [[0], [1]]
