@@ -171,7 +171,7 @@ def _one_by_one(jobs: Iterator[Job], taking: Lock) -> Iterator[Job]:
 
 
 def core_sets(beside: int) -> list[list[int]]:
-    """Return `beside` sets of cores of the same size; where there are enough, one core at least is left to this process.
+    """Return `beside` sets of cores of the same size; where there are enough, a core at least is left to this process.
 
     Raises InputError when there are too few cores.
     """

@@ -104,7 +104,7 @@ def test_ray_and_cells_side_by_side_exclude_each_other(two_sets: list[list[int]]
         calibrate.run(DESIGN, store, through="ray", beside=2, on_event=lambda event: None)
 
 
-def test_core_sets_are_apart_and_leave_a_core_to_the_rest_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_sets_are_apart_and_leave_a_core_to_the_rest_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     sets = calibrate.core_sets(7)
     assert [len(cores) for cores in sets] == [2] * 7
