@@ -111,3 +111,15 @@ def test_core_sets_are_apart_and_leave_a_core_to_the_rest_where_they_can(monkeyp
     assert len({core for cores in sets for core in cores}) == 14
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert calibrate.core_sets(2) == [[0], [1]]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_through_ray_the_same_cells_are_measured_by_actors(store: Store, events: list[Event]) -> None:
+    result = calibrate.run(DESIGN, store, through="ray", on_event=events.append)
+    assert (result.measured, result.failures, result.unserved) == (2, [], {})
+    frames = llama_bench.load(store.url(result.run))
+    timings = frames.timings.collect()
+    assert timings.select("workload", "recipe").unique().height == 2 + 3
+    assert timings.select("pid", "process_started_at").unique().height == (2 + 3) * 2
+    assert frames.machines.collect()["niceness"].unique().to_list() == [0]
