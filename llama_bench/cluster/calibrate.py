@@ -19,7 +19,7 @@ from llama_bench.cluster.build import build
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.identity import Identity, find_or_start
-from llama_bench.cluster.job import Job
+from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job
 from llama_bench.cluster.launch import Lost
 from llama_bench.cluster.processes import Processes
 from llama_bench.engines.executed import Executed
@@ -27,7 +27,6 @@ from llama_bench.errors import InputError, WorkError
 from llama_bench.plan import Cell, Plan
 from llama_bench.store import Store
 
-MEMORY_SHARE = 0.8  # of the machine's memory for the arms of a cell
 NODE = "here"
 
 
@@ -105,7 +104,7 @@ def _measure(
 ) -> None:
     """Measure the cells that are left, `beside` of them at a time; one that fails is told, and the others go on."""
     finished = results.finished(store, outcome.run)["pieces"]
-    memory = int(MEMORY_SHARE * facts["memory_bytes"]) // beside
+    memory = int(NODE_MEMORY_SHARE * facts["memory_bytes"]) // beside
     examined: dict[str, Executed | Lost] = {}  # every cell has the same sessions
     jobs = []
     for cell in plan.cells:

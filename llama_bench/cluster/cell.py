@@ -138,7 +138,7 @@ def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
     [piece] = outcome["pieces"]
     done.add(pl.from_dicts(outcome["blocks"], schema=progress.BLOCKS), [(turn.group, turn.phase, piece["wall_s"])])
     done.judge(pl.from_dicts(outcome["accuracy"], schema=progress.ACCURACY))
-    dropped = f"{piece['dropped']} disturbed blocks timed again" if piece["dropped"] else ""
+    dropped = f"disturbed blocks timed again: {piece['dropped']}" if piece["dropped"] else ""
     yield event("restart", job, "finished", count, total, piece["wall_s"], dropped)
 
 

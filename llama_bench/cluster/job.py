@@ -23,6 +23,9 @@ NICENESS = {"RAY_worker_niceness": "0"}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """num_gpus=0 no longer hides GPUs (Ray 2.60): CPU targets must not see one."""
 
+NODE_MEMORY_SHARE = 0.8
+"""Share of a node's memory for the arms of a cell: the coordinator and Ray need the rest."""
+
 Event = dict[str, Any]
 
 

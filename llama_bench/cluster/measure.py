@@ -17,7 +17,7 @@ from llama_bench.cluster.actors import SHARE, Actors
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
-from llama_bench.cluster.job import Job
+from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job
 from llama_bench.cluster.rows import where
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
@@ -26,7 +26,6 @@ from llama_bench.sweep import Measure
 
 CELL_TRIES = 3  # a coordinator that was killed (out of memory, a lost node) goes on from its parts so often
 HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
-NODE_MEMORY_SHARE = 0.8  # of a node's memory for the arms of a cell: the coordinator and Ray need the rest
 
 
 class Measuring:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_bench.errors import InputError, WorkError
+from llama_bench.report.files import destination, write_files
 
 if TYPE_CHECKING:
     from llama_bench.report.table import Table
@@ -21,15 +21,10 @@ def write_report(path: str, out: Path | None = None) -> list[Path]:
     Raises InputError for what is no result, and when `out` is missing for a run in an object store; WorkError when
     the files cannot be written.
     """
-    from llama_bench import results
     from llama_bench.stats import views
 
-    store, run = results.locate(path)
-    if out is None:
-        if store.root is None:
-            raise InputError(f"{path} is in an object store: say where the report goes, with --out FOLDER")
-        out = store.root / run / "report"
-    return write(views.load(path), out)
+    folder = destination(path, out, "report")
+    return write(views.load(path), folder)
 
 
 def write(frames: Any, out: Path) -> list[Path]:
@@ -57,7 +52,7 @@ def write(frames: Any, out: Path) -> list[Path]:
     for chart, svg in drawn:
         files[f"charts/{chart.name}.svg"] = svg
         files[f"charts/{chart.name}.png"] = charts.png(svg)
-    return [_write(out / name, content) for name, content in files.items()]
+    return write_files(out, files)
 
 
 def _markdown(
@@ -95,12 +90,3 @@ def _node(facts: Mapping[str, Any]) -> str:
     if memory := facts.get("memory_bytes"):
         words.append(f"{memory / 2**30:.0f} GiB")
     return ", ".join([*words, *(str(gpu.get("name", gpu)) for gpu in facts.get("gpus") or [])])
-
-
-def _write(path: Path, content: str | bytes) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as problem:
-        raise WorkError(f"cannot write {path}: {problem.strerror or problem}") from problem
-    return path

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llama_bench.errors import InputError, WorkError
 from llama_bench.report.charts import BLUE, GREY, INK, PAPER, Chart, png, themed
+from llama_bench.report.files import destination, write_files
 from llama_bench.report.table import DASH, Table, escape, markdown
 from llama_bench.stats.calibration import Calibration, LeftOut, Ours, Rate, calibrate
 from llama_bench.stats.procedures import ALPHA, OURS, PROCEDURES, Share
@@ -30,15 +30,10 @@ def write_calibration(path: str, out: Path | None = None) -> list[Path]:
     Raises InputError for what is no calibration, and when `out` is missing for one in an object store; WorkError when
     the files cannot be written.
     """
-    from llama_bench import results
     from llama_bench.stats import views
 
-    store, run = results.locate(path)
-    if out is None:
-        if store.root is None:
-            raise InputError(f"{path} is in an object store: say where the calibration's files go")
-        out = store.root / run / "calibration"
-    return write(views.load(path), out)
+    folder = destination(path, out, "calibration")
+    return write(views.load(path), folder)
 
 
 def write(frames: Frames, out: Path) -> list[Path]:
@@ -52,13 +47,7 @@ def write(frames: Frames, out: Path) -> list[Path]:
         "calibration.png": png(svg),
         "calibration.json": json.dumps(numbers(found, frames.run, facts), indent=1, ensure_ascii=False) + "\n",
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (out / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as problem:
-        raise WorkError(f"cannot write {problem.filename}: {problem.strerror or problem}") from problem
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def table(found: Calibration) -> Table:

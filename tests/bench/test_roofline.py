@@ -28,7 +28,7 @@ def steady(rate: float, log: list[Shape] | None = None) -> Callable[[Shape], Run
 
 
 def absent(_: Shape) -> Run:
-    raise NotImplementedError("no kernel")
+    raise RuntimeError("no kernel for this type")
 
 
 @pytest.fixture(scope="module")
