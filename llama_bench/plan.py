@@ -59,6 +59,20 @@ class Cell:
         """The cell in words: `h512-a4-l2/prefill/B`."""
         return f"{self.model.label}/{self.workload_name}/{self.target_name}"
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The cell as run.json keeps it, for those who read results."""
+        return {
+            "id": self.id,
+            "model": self.model.label,
+            "hidden_size": self.model.hidden_size,
+            "workload": self.workload_name,
+            "target": self.target_name,
+            "tokens": self.workload.tokens,
+            "arms": [arm.name for arm in self.arms],
+            "baseline": self.baseline,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

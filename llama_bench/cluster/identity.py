@@ -54,19 +54,7 @@ def find_or_start(
         "machines": list(facts.values()),
         "unserved": dict(unserved),
         "artifacts": list(plan.artifacts),
-        "cells": [
-            {
-                "id": cell.id,
-                "model": cell.model.label,
-                "hidden_size": cell.model.hidden_size,
-                "workload": cell.workload_name,
-                "target": cell.target_name,
-                "tokens": cell.workload.tokens,
-                "arms": [arm.name for arm in cell.arms],
-                "baseline": cell.baseline,
-            }
-            for cell in plan.cells
-        ],
+        "cells": [cell.entry for cell in plan.cells],
     }
     run = f"{name}/{now:%Y%m%d-%H%M%S}-{identity.fingerprint[:8]}"
     results.write_run(store, run, info)

@@ -123,19 +123,7 @@ def world(
         "fingerprint": "f00d",
         "versions": {"onnxruntime": "1.31.1"},
         "machines": [{"hostname": "host", "cpu": "A CPU", "physical_cores": 2, "memory_bytes": 2**34, "gpus": []}],
-        "cells": [
-            {
-                "id": cell.id,
-                "model": cell.model.label,
-                "workload": cell.workload_name,
-                "target": cell.target_name,
-                "hidden_size": cell.model.hidden_size,
-                "tokens": cell.workload.tokens,
-                "arms": [arm.name for arm in cell.arms],
-                "baseline": cell.baseline,
-            }
-            for cell in cells
-        ],
+        "cells": [cell.entry for cell in cells],
         "unserved": dict(unserved or {}),
     }
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}

@@ -92,17 +92,7 @@ def measured(
         "versions": {"onnxruntime": "1.31.1", "llama_bench": "0.1.0"},
         "machines": [MACHINE],
         "cells": [
-            {
-                "id": cell.id,
-                "model": cell.model.label,
-                "hidden_size": cell.model.hidden_size,
-                "workload": cell.workload_name,
-                "target": cell.target_name,
-                "tokens": cell.workload.tokens,
-                "arms": list(calibration.arms(design, number)),
-                "baseline": cell.baseline,
-            }
-            for number, cell in enumerate(cells, 1)
+            {**cell.entry, "arms": list(calibration.arms(design, number))} for number, cell in enumerate(cells, 1)
         ],
         "unserved": {},
     }
