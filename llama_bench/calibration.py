@@ -167,7 +167,7 @@ def design_of(sweep: Sweep) -> Design:
         seed=measure.seed,
         hidden_size=model.hidden_size,
         layers=model.num_hidden_layers,
-        sequence=first.sequence,
+        sequence=first.given,
     )
 
 

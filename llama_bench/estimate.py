@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_bench.model.inputs import input_names
 from llama_bench.model.weights import shapes, weight_bytes
 from llama_bench.plan import Cell, Plan
 from llama_bench.sweep import Measure, Model, Workload
@@ -33,6 +32,7 @@ GRAPH_LAYER_BYTES = 40_000
 BUILD_MEMORY = {
     "torchscript": 6.0,
     "dynamo": 3.5,
+    "reference": 2.5,
     "pass": 4.5,
 }  # × the model's bytes at the peak, see docs/measuring.md
 BUILD_MEMORY_BASE = 700_000_000  # torch, onnx and the exporter, however small the model
@@ -61,6 +61,7 @@ class Needs:
 
     exports: int
     passes: int
+    references: int
     weight_bytes: int
     graph_bytes: int
     reference_bytes: int
@@ -92,17 +93,26 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
     `gpu_flops_per_s` stands for the targets that need a GPU.
     """
     weights: dict[str, int] = {}
-    exports = passes = graph = reference = build_bytes = 0
+    exports = passes = references = graph = reference = build_bytes = 0
     build_s = 0.0
     models: dict[str, Model] = {}
     for artifact in plan.artifacts.values():
         if artifact.kind == "export":
             model = Model.model_validate(artifact.spec["model"])
             workload = Workload.model_validate(artifact.spec["workload"])
-            size, outputs = weight_bytes(model), output_bytes(model, workload)
+            size = weight_bytes(model)
             weights[_content(artifact.spec["model"])] = size
-            exports, reference = exports + 1, reference + outputs
-            build_s += EXPORT_S + (size + outputs) / BUILD_BYTES_PER_S + 3 * flops(model, workload) / flops_per_s
+            exports += 1
+            build_s += EXPORT_S + size / BUILD_BYTES_PER_S + 2 * flops(model, workload) / flops_per_s
+        elif artifact.kind == "reference":
+            model = Model.model_validate(artifact.spec["model"])
+            workload = Workload.model_validate(artifact.spec["workload"])
+            outputs = reference_bytes(model, workload, artifact.spec["text"])
+            references, reference = references + 1, reference + outputs
+            runs = 1 + scored(model, workload, artifact.spec["text"]) / workload.given
+            build_s += EXPORT_S + outputs / BUILD_BYTES_PER_S + runs * flops(model, workload) / flops_per_s
+            build_bytes = max(build_bytes, build_memory(model, artifact.kind))
+            continue
         else:
             model = models[str(artifact.parent)]
             size = weight_bytes(model)
@@ -112,33 +122,63 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
         graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * model.num_hidden_layers
         build_bytes = max(build_bytes, build_memory(model, artifact.kind))
     cells = tuple(_cell(cell, plan.sweep.measure, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
-    return Needs(exports, passes, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
+    return Needs(exports, passes, references, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
 
 
 def flops(model: Model, workload: Workload) -> float:
     """Operations of one run: 2 · parameters · tokens in the matrix products, 4 · B · S² · D a layer in attention.
 
-    Attention is counted in full: an exported graph computes both halves of the causal matrix.
+    Attention of a prefill is counted in full: an exported graph computes both halves of the causal matrix. A decode
+    step attends to its context; `generate` is its prompt and a step for each new token but the first.
     """
+    batch = workload.batch
+    if workload.kind == "decode":
+        return _flops(model, batch, 1, workload.longest, batch)
+    if workload.kind == "generate":
+        steps = range(workload.given + 1, workload.longest + 1)
+        prompt = _flops(model, batch, workload.given, workload.given, batch)
+        return prompt + sum(_flops(model, batch, 1, total, batch) for total in steps)
+    rows = {"logits": workload.tokens, "last_logits": batch}.get(str(workload.outputs), 0)
+    return _flops(model, batch, workload.given, workload.given, rows)
+
+
+def _flops(model: Model, batch: int, new: int, total: int, logits: int) -> float:
+    """Operations of a step of `new` tokens a sequence that attend to `total`, with `logits` rows of logits."""
     linear = sum(
         math.prod(shape)
         for name, shape in shapes(model).items()
         if len(shape) == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight")
     )
-    attention = 4 * workload.batch * workload.sequence**2 * model.hidden_size * model.num_hidden_layers
-    head = 0
-    if model.head == "lm" and workload.outputs != "hidden":
-        tokens = workload.tokens if workload.outputs == "logits" else workload.batch
-        head = 2 * model.hidden_size * model.vocab_size * tokens
-    return float(2 * linear * workload.tokens + attention + head)
+    width = model.num_attention_heads * model.head_size
+    attention = 4 * batch * new * total * width * model.num_hidden_layers
+    head = 2 * model.hidden_size * model.vocab_size * logits if model.head == "lm" else 0
+    return float(2 * linear * batch * new + attention + head)
 
 
 def output_bytes(model: Model, workload: Workload) -> int:
-    """Bytes of a run's outputs in fp32, which are stored once an export as torch's reference."""
+    """Bytes of a run's outputs in fp32, which are stored once a workload as torch's reference."""
+    if workload.kind != "prefill":
+        return 8 * workload.tokens if workload.kind == "generate" else 4 * workload.batch * model.vocab_size
     positions = workload.batch if workload.outputs == "last_logits" else workload.tokens
     width = model.hidden_size if workload.outputs == "hidden" or model.head == "none" else model.vocab_size
-    cache = 2 * model.num_hidden_layers * workload.tokens * model.kv_heads * model.head_dim if workload.kv_out else 0
-    return 4 * (positions * width + cache)
+    cache = cache_bytes(model, workload) if workload.kv_out or model.cache else 0
+    return 4 * positions * width + cache
+
+
+def cache_bytes(model: Model, workload: Workload) -> int:
+    """Bytes of the keys and values of every layer at the end of a run, in fp32."""
+    return 8 * model.num_hidden_layers * workload.batch * workload.longest * model.kv_heads * model.head_size
+
+
+def scored(model: Model, workload: Workload, text: Mapping[str, Any] | None) -> int:
+    """Predictions on text that every arm is scored by; 0 where its outputs predict nothing that can be compared."""
+    predicts = workload.outputs == "logits" or (model.cache and workload.outputs == "last_logits")
+    return int(text["tokens"]) if text is not None and predicts else 0
+
+
+def reference_bytes(model: Model, workload: Workload, text: Mapping[str, Any] | None) -> int:
+    """Bytes of a reference: torch's outputs, and its logits for the text."""
+    return output_bytes(model, workload) + 4 * model.vocab_size * scored(model, workload, text)
 
 
 def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
@@ -154,6 +194,13 @@ def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
     Waterman & Patterson (2009), "Roofline: An Insightful Visual Performance Model for Multicore Architectures"; the
     least traffic that any implementation has, so that the bound holds for all.
     """
+    if workload.kind == "generate":
+        first = workload.model_copy(update={"kind": "prefill", "sequence": workload.prompt, "prompt": None})
+        steps = range(workload.given, workload.longest)
+        step = workload.model_copy(update={"kind": "decode", "context": None, "prompt": None, "new_tokens": None})
+        at = (step.model_copy(update={"context": context}) for context in steps)
+        prompt = moved_bytes(model, first.model_copy(update={"new_tokens": None, "kv_out": False}), weight_bytes)
+        return prompt + sum(moved_bytes(model, one, weight_bytes) for one in at)
     parameters = {name: 4 * math.prod(shape) for name, shape in shapes(model).items()}
     embedding, head = parameters.pop("model.embed_tokens.weight"), parameters.pop("lm_head.weight", 0)
     logits = model.head == "lm" and workload.outputs != "hidden"
@@ -163,13 +210,13 @@ def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
     else:
         rows = 4 * min(workload.tokens, model.vocab_size) * model.hidden_size
         weights = float(min(max(weight_bytes - embedding, 0), needed) + min(rows, weight_bytes))
-    inputs = 8 * workload.tokens * len(input_names(model))
+    inputs = 8 * workload.tokens * (3 if model.attention_mask else 2)
     return weights + inputs + output_bytes(model, workload)
 
 
 def build_memory(model: Model, kind: str) -> int:
-    """Peak memory in bytes of one build task of `model`: its `export`, or a `pass` on it."""
-    return int(BUILD_MEMORY_BASE + BUILD_MEMORY[model.exporter if kind == "export" else "pass"] * weight_bytes(model))
+    """Peak memory in bytes of one build task of `model`: its `export`, a `pass` on it, or its `reference`."""
+    return int(BUILD_MEMORY_BASE + BUILD_MEMORY[model.exporter if kind == "export" else kind] * weight_bytes(model))
 
 
 def arm_bytes(model: Model, workload: Workload) -> int:
@@ -177,10 +224,11 @@ def arm_bytes(model: Model, workload: Workload) -> int:
 
     Measured at hidden 2048, 2 × 1024 tokens: 2.5 GB, of which 1.7 GB are the arena.
     """
-    mlp = 3 * workload.tokens * model.intermediate_size
-    scores = 2 * workload.batch * model.num_attention_heads * workload.sequence**2
+    mlp = 3 * workload.batch * workload.given * model.intermediate_size
+    scores = 2 * workload.batch * model.num_attention_heads * workload.given**2
     arena = ARENA_SLACK * 4 * (mlp + scores)
-    return int(PROCESS_BYTES + arena) + weight_bytes(model) + output_bytes(model, workload)
+    cache = 2 * cache_bytes(model, workload) if model.cache else 0  # a growing cache is there twice
+    return int(PROCESS_BYTES + arena) + weight_bytes(model) + output_bytes(model, workload) + cache
 
 
 def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) -> float:
@@ -216,4 +264,6 @@ def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: flo
 
 def _content(spec: Mapping[str, Any]) -> str:
     """Return what decides the stored bytes of the weights: exporters store the same tensors transposed or not."""
-    return repr({key: value for key, value in spec.items() if key not in ("opset", "attention_mask", "rope_theta")})
+    return repr(
+        {key: value for key, value in spec.items() if key not in ("opset", "attention_mask", "rope_theta", "cache")}
+    )

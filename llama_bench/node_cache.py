@@ -20,7 +20,7 @@ DEFAULT_BYTES = 50 * 10**9
 """How much a cache of remote stores may hold unless $LLAMA_BENCH_CACHE_BYTES says otherwise."""
 
 _WEIGHTS = ".weights"  # downloaded weights, shared by the folders beside it through hard links
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _IN_USE_S = 3600.0  # a folder that was fetched within the last hour is not evicted: something may be timing it
 
 
@@ -70,7 +70,7 @@ def _build(store: Source, artifact_id: str, manifest: dict[str, Any], folder: Pa
         sizes = _sizes(manifest)
         there = {name for name, length in sizes.items() if _size(store.cache / _WEIGHTS / name) == length}
         _make_room(store.cache, sum(length for name, length in sizes.items() if name not in there))
-    temporary = store.cache / f"{_TEMPORARY}{artifact_id}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = store.cache / f"{TEMPORARY}{artifact_id}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
         _fill(store, artifact_id, manifest, temporary, copy=False)
@@ -86,7 +86,7 @@ def clean(cache: Path, keep: set[str], young: float, *, dry_run: bool) -> int:
     """
     freed = 0
     for folder in _inside(cache):
-        if folder.name.startswith(_TEMPORARY):
+        if folder.name.startswith(TEMPORARY):
             unused = folder.stat().st_mtime < young
         else:
             unused = folder.is_dir() and folder.name != _WEIGHTS and folder.name not in keep
@@ -120,7 +120,7 @@ def _move_into_place(temporary: Path, folder: Path, manifest: dict[str, Any]) ->
         except OSError:
             if _intact(folder, manifest):
                 return
-            damaged = folder.with_name(f"{_TEMPORARY}{folder.name}-{secrets.token_hex(4)}")
+            damaged = folder.with_name(f"{TEMPORARY}{folder.name}-{secrets.token_hex(4)}")
             if folder.exists():
                 folder.rename(damaged)
                 shutil.rmtree(damaged, ignore_errors=True)
@@ -159,7 +159,7 @@ def _weight(store: Source, sha: str, length: int) -> Path:
     path = store.cache / _WEIGHTS / sha
     if _size(path) != length:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{_TEMPORARY}{sha}-{os.getpid()}-{secrets.token_hex(4)}")
+        partial = path.with_name(f"{TEMPORARY}{sha}-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             _write(store.chunks(key), partial, store.url(key), length, sha)
             partial.replace(path)

@@ -14,13 +14,14 @@ from llama_bench.sweep import Model, Recipe, Sweep, Target, Workload
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One thing to build: an export, or one pass applied to its parent.
+    """One thing to build: an export, one pass applied to its parent, or the reference that arms are checked against.
 
-    `id` hashes everything that shapes the bytes: the spec, the parent's id and the versions of code and libraries.
+    `id` hashes everything that shapes the bytes: the spec, the parent's id and the versions of code and libraries;
+    where a checkpoint or a text lies is not part of it, its hash is.
     """
 
     id: str
-    kind: Literal["export", "pass"]
+    kind: Literal["export", "pass", "reference"]
     parent: str | None
     spec: Mapping[str, Any]
     label: str
@@ -40,8 +41,8 @@ class Arm:
 class Cell:
     """model × workload × target; its arms are compared only inside it.
 
-    `id` hashes what is timed and how; the model's name is not part of it. `reference` is the id of the export, which
-    keeps torch's outputs.
+    `id` hashes what is timed and how; the model's name is not part of it. `reference` is the id of the artifact that
+    keeps the inputs, torch's outputs for them, and the text to score with torch's logits.
     """
 
     id: str
@@ -69,6 +70,9 @@ class Cell:
             "workload": self.workload_name,
             "target": self.target_name,
             "tokens": self.workload.tokens,
+            "kind": self.workload.kind,
+            "batch": self.workload.batch,
+            "given": self.workload.given,
             "arms": [arm.name for arm in self.arms],
             "baseline": self.baseline,
         }
@@ -89,7 +93,7 @@ class _Measured:
 
     model: Model
     workload_name: str
-    export: str
+    reference: str
     arms: tuple[Arm, ...]
     identity: Mapping[str, Any]
 
@@ -117,7 +121,7 @@ def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
                     target,
                     part.arms,
                     sweep.measure.baseline,
-                    part.export,
+                    part.reference,
                 )
             )
     return Plan(sweep, planner.artifacts, tuple(cells))
@@ -132,42 +136,66 @@ class _Planner:
         self.artifacts: dict[str, Artifact] = {}
         self.workloads = {name: workload.model_dump() for name, workload in sweep.workloads.items()}
         self.recipes = {name: digest(recipe.model_dump()) for name, recipe in sweep.recipes.items()}
-        self.children: dict[tuple[str, str, str], str] = {}  # (parent, family, pass) → id
+        self.children: dict[tuple[str, str], str] = {}  # (parent, pass as it is written) → id
 
     def measured(self, model: Model, workload_name: str) -> _Measured:
         spec = model.model_dump(exclude={"name"})
         export = self._export(model, spec, workload_name)
+        reference = self._reference(model, spec, workload_name)
         where = f"{model.label}/{workload_name}"
         arms = [Arm(name, recipe, self._variant(export, recipe, where)) for name, recipe in self.sweep.recipes.items()]
         base = next(arm for arm in arms if arm.name == self.sweep.measure.baseline)
         identity = {
-            "model": spec,
+            "model": _without_places(spec),
             "workload": {workload_name: self.workloads[workload_name]},
             "export": export,
+            "reference": reference,
             "arms": {arm.name: [arm.variant, self.recipes[arm.name]] for arm in arms},
         }
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
-        return _Measured(model, workload_name, export, (*arms, control), identity)
+        return _Measured(model, workload_name, reference, (*arms, control), identity)
 
     def _export(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
+        """Return the id of the graph; that of a model with a cache serves workloads of any kind and length."""
         workload = self.sweep.workloads[workload_name]
-        spec = {"model": model_spec, "workload": self.workloads[workload_name]}
-        label = f"export {model.label} {workload.kind} {workload.batch}x{workload.sequence}"
-        artifact = Artifact(digest("export", spec, self.versions.get("export", "")), "export", None, spec, label)
-        return self.artifacts.setdefault(artifact.id, artifact).id
+        if model.cache:
+            workload = Workload(kind="prefill", sequence=1, outputs=workload.outputs)
+        what = workload.outputs if model.cache else f"{workload.kind} {workload.batch}x{workload.sequence}"
+        spec = {"model": model_spec, "workload": workload.model_dump()}
+        return self._root("export", spec, f"export {model.label} {what}")
+
+    def _reference(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
+        text = self.sweep.measure.text
+        spec = {"model": model_spec, "workload": self.workloads[workload_name], "text": text and text.model_dump()}
+        return self._root("reference", spec, f"reference {model.label} {workload_name}")
+
+    def _root(self, kind: Literal["export", "reference"], spec: Mapping[str, Any], label: str) -> str:
+        name = digest(kind, _without_places(spec), self.versions.get(kind, ""))
+        return self.artifacts.setdefault(name, Artifact(name, kind, None, spec, label)).id
 
     def _variant(self, export: str, recipe: Recipe, where: str) -> str:
         """Return the id of the last of `recipe`'s artifacts; those that other recipes already made are shared."""
         parent = export
         for step in recipe.passes:
-            key = (parent, step.family, step.name)
+            key = (parent, step.label)
             if key not in self.children:
-                spec = {"family": step.family, "name": step.name}
+                spec = step.model_dump()
                 name = digest(parent, spec, self.versions.get(step.family, ""))
                 self.artifacts[name] = Artifact(name, "pass", parent, spec, f"{step.label} on {where}")
                 self.children[key] = name
             parent = self.children[key]
         return parent
+
+
+PLACES = ("source", "file")
+"""Keys of a sweep that say where something lies; beside each stands the hash of what lies there."""
+
+
+def _without_places(spec: Any) -> Any:
+    """Return `spec` without the keys that say where something lies."""
+    if not isinstance(spec, Mapping):
+        return spec
+    return {key: _without_places(value) for key, value in spec.items() if key not in PLACES}
 
 
 def digest(*parts: Any) -> str:

@@ -28,7 +28,7 @@ __all__ = ["SCHEMAS", "SCHEMA_VERSION", "SORT"]
 UNVOUCHED = ("failures", "ceilings")
 """Datasets whose parts always count: a failure is true even when its piece never finished."""
 
-FOLDED = ("timings", "blocks", "accuracy", "machines", "pieces")
+FOLDED = ("timings", "blocks", "accuracy", "generations", "machines", "pieces")
 """Datasets of which a finished cell's parts become one, in this order: `pieces` makes the others count."""
 
 VERSION_1 = {"kept": True, "phase": "main"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 """Versions that can be read; a column that an older one lacks is null."""
 
 _S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -27,11 +27,13 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("blocks", _I), ("dropped", _I),
         ]
     ),
-    # one row a timed run; busy_s is what a recipe's `slowdown` took of it, kept is its block's
+    # one row a timed run; busy_s is what a recipe's `slowdown` took of it, kept is its block's, token_s are the seconds
+    # of each new token of a `generate`, the first with its prompt
     "timings": pa.schema(
         [
             *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("run_index", _I),
-            ("seconds", _F), ("busy_s", _F), ("kept", _B), ("pid", _I), ("process_started_at", _T),
+            ("seconds", _F), ("busy_s", _F), ("token_s", pa.list_(_F)), ("kept", _B), ("pid", _I),
+            ("process_started_at", _T),
         ]
     ),
     # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs. What was seen
@@ -54,12 +56,22 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("placement_sha256", _S), ("placement", _S), ("settings_sha256", _S), ("settings", _S),
         ]
     ),
-    # one row an output of an arm in a restart: the timed session's answer against torch in fp32
+    # one row an output of an arm in a restart: the timed session's answer against torch in fp32. The output "text"
+    # (once an arm) are all predictions on the windows of a text, with both perplexities and the tokens scored
     "accuracy": pa.schema(
         [
             *_REPLICATE, ("recipe", _S), ("control", _B), ("output", _S), ("class", _S), ("max_abs", _F),
             ("max_rel", _F), ("cosine", _F), ("kl", _F), ("top1", _F), ("nan", _I), ("infinite", _I),
-            ("nonfinite", _I), ("bound", _F), ("bounds", _S), ("within_bound", _B), ("violated", _S),
+            ("nonfinite", _I), ("perplexity", _F), ("reference_perplexity", _F), ("tokens", _I), ("window", _I),
+            ("stride", _I), ("bound", _F), ("bounds", _S), ("within_bound", _B), ("violated", _S),
+        ]
+    ),
+    # one row a sequence that an arm generated (once an arm): its new tokens, how many agree with torch's from the
+    # first one on, and the text that they stand for where the model has a tokenizer
+    "generations": pa.schema(
+        [
+            *_REPLICATE, ("recipe", _S), ("control", _B), ("sequence", _I), ("tokens", pa.list_(_I)), ("agreed", _I),
+            ("prompt", _S), ("text", _S),
         ]
     ),
     # one row a ceiling of a node: operations a second of a matrix product in a precision, or bytes a second
@@ -77,7 +89,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cpu", _S), ("physical_cores", _I), ("logical_cores", _I), ("memory_bytes", _I), ("gpu", _S),
             ("hardware", _S), ("load_1m", _F), ("steal", _F), ("cpu_pressure", _F), ("memory_pressure", _F),
             ("cpu_mhz", _F), ("memory_available_bytes", _I), ("busy", _S), ("sm_mhz", _F), ("power_w", _F),
-            ("temperature_c", _F), ("throttle", _S), ("versions", _S), ("facts", _S),
+            ("temperature_c", _F), ("throttle", _S), ("peak_bytes", _I), ("device_bytes", _I), ("versions", _S),
+            ("facts", _S),
         ]
     ),
     # one row a failure: what failed, where, why
@@ -97,6 +110,7 @@ SORT: dict[str, list[str]] = {
     "blocks": ["cell", "restart", "group", "block", "position"],
     "variants": ["cell", "control", "recipe"],
     "accuracy": ["cell", "restart", "group", "control", "recipe", "output"],
+    "generations": ["cell", "restart", "group", "control", "recipe", "sequence"],
     "ceilings": ["hardware", "target", "what", "dtype"],
     "machines": ["cell", "restart", "group", "control", "recipe"],
     "failures": ["at", "cell", "artifact", "recipe"],

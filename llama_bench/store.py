@@ -67,6 +67,8 @@ class Store(objects.Objects):
     def save(self, artifact_id: str, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         """Save `folder` (model.onnx, its external data and other files) as an artifact, and return its manifest.
 
+        A folder without model.onnx, such as a reference's, is saved as it is.
+
         Weights (tensors of at least 1 KiB) are cut out of the model and written under their SHA-256 unless they are
         there; the other files lie beside the manifest, which is written last. Saving an id that exists changes
         nothing. Adds to `manifest`: `files` (name, stored, bytes, sha256), `weights` ([sha256, bytes], sorted) and
@@ -75,8 +77,9 @@ class Store(objects.Objects):
         _plain(artifact_id, "an artifact's id")
         if self.has(artifact_id):
             return self.manifest(artifact_id)
-        parts = external_data.cut(folder)
-        files = {external_data.GRAPH: memoryview(parts.graph)}
+        has_graph = (folder / external_data.GRAPH).is_file()
+        parts = external_data.cut(folder) if has_graph else external_data.Cut(b"", {}, frozenset())
+        files = {external_data.GRAPH: memoryview(parts.graph)} if has_graph else {}
         files |= {path.name: external_data.map_file(path) for path in _other_files(folder, parts.sources)}
         new = {sha: data for sha, data in parts.weights.items() if self.length(weight_key(sha)) != len(data)}
         needed = sum(map(len, new.values())) + sum(map(len, files.values()))
@@ -93,7 +96,7 @@ class Store(objects.Objects):
             "id": artifact_id,
             "files": entries,
             "weights": [[sha, len(data)] for sha, data in sorted(parts.weights.items())],
-            "graph_sha256": entries[0]["sha256"],
+            "graph_sha256": entries[0]["sha256"] if has_graph else None,
         }
         self.put(_manifest_key(artifact_id), json.dumps(whole, indent=1, sort_keys=True).encode())
         return self.manifest(artifact_id)

@@ -12,8 +12,20 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from llama_bench.errors import InputError, nearest
-from llama_bench.sweep import Measure, Model, Recipe, Session, Sweep, Target, Workload
+from llama_bench.sweep import (
+    AccuracyBounds,
+    Measure,
+    Model,
+    Recipe,
+    RopeScaling,
+    Session,
+    Sweep,
+    Target,
+    Text,
+    Workload,
+)
 from llama_bench.sweep_schema import PARTS, Catalogue, json_schema
+from llama_bench.sweep_tree import grids_unrolled, models_spelled_out, text_found, want
 from llama_bench.yaml_lines import Tree, kind, merge, read
 
 __all__ = ["Catalogue", "json_schema", "load", "select"]
@@ -24,7 +36,8 @@ def load(path: Path, catalogue: Catalogue) -> Sweep:
 
     Raises :class:`InputError`, one line of file, line, key and the nearest valid word, for the first thing wrong.
     """
-    tree = _models_spelled_out(_with_includes(path, ()))
+    tree = models_spelled_out(_with_includes(path, ()), catalogue.describe)
+    tree = text_found(grids_unrolled(tree))
     try:
         sweep = Sweep.model_validate(tree.plain())
     except ValidationError as error:
@@ -77,44 +90,12 @@ def _included(entry: Tree, path: Path, here: tuple[str, ...]) -> dict[str, Tree]
     parts = keys["parts"]
     wanted = parts.value if isinstance(parts.value, list) else [parts]
     for part in wanted:
-        _want(part, str, "the name of a part")
+        want(part, str, "the name of a part")
         if part.value not in PARTS:
             raise part.error(f"unknown part {part.value!r}{nearest(part.value, PARTS)}")
         if part.value not in found:
             raise part.error(f"{target} has no {part.value}{nearest(str(part.value), set(PARTS) & set(found))}")
     return {part.value: found[part.value] for part in wanted}
-
-
-def _models_spelled_out(tree: Tree) -> Tree:
-    """Replace `models: {defaults, sizes}` by a list of whole models; each value keeps its place in its file."""
-    models = tree.value.get("models")
-    if models is None:
-        return tree
-    _want(models, dict, "a mapping with defaults and sizes")
-    for key, value in models.value.items():
-        if key not in ("defaults", "sizes"):
-            raise value.error(f"unknown key {key!r}{nearest(key, ('defaults', 'sizes'))}", path="models")
-    sizes = models.value.get("sizes")
-    if sizes is None:
-        raise models.error("missing key 'sizes'")
-    _want(sizes, list, "a list of sizes")
-    if not sizes.value:
-        raise sizes.error("empty; a sweep needs at least one model")
-    defaults = models.value.get("defaults")
-    common: dict[str, Tree] = {}
-    if defaults is not None:
-        _want(defaults, dict, "a mapping of model keys")
-        common = defaults.value
-    for size in sizes.value:
-        _want(size, dict, "a mapping of model keys")
-    whole = [Tree({**common, **size.value}, size.file, size.line, size.path) for size in sizes.value]
-    spelled_out = Tree(whole, sizes.file, sizes.line, sizes.path)
-    return Tree({**tree.value, "models": spelled_out}, tree.file, tree.line, tree.path)
-
-
-def _want(tree: Tree, wanted: type, words: str) -> None:
-    if not isinstance(tree.value, wanted):
-        raise tree.error(f"must be {words}, not {kind(tree.value)}")
 
 
 # ── errors in words ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,6 +158,8 @@ def _keys_at(parents: Iterable[str | int]) -> list[str]:
     words = list(parents)
     part: type[BaseModel]
     match words:
+        case ["models", _, "rope_scaling"]:
+            part = RopeScaling
         case ["models", *_]:
             part = Model
         case ["recipes", _, "session"]:
@@ -187,6 +170,10 @@ def _keys_at(parents: Iterable[str | int]) -> list[str]:
             part = Workload
         case ["targets", *_]:
             part = Target
+        case ["measure", "accuracy"]:
+            part = AccuracyBounds
+        case ["measure", "text"]:
+            part = Text
         case ["measure", *_]:
             part = Measure
         case _:
@@ -206,17 +193,11 @@ def _shown(value: Any) -> str:
 
 
 def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
-    """Refuse passes, engines and providers that the catalogue lacks, or has with a reason not to use them."""
+    """Refuse what the catalogue lacks, or has with a reason not to use it: passes, engines, providers, options."""
     for name, recipe in sweep.recipes.items():
-        for i, step in enumerate(recipe.passes):
-            where = tree.find(["recipes", name, "passes", i])
-            if step.family not in catalogue.passes:
-                raise where.error(f"unknown pass family {step.family!r}{nearest(step.family, catalogue.passes)}")
-            passes = catalogue.passes[step.family]
-            if step.name not in passes:
-                raise where.error(f"unknown pass {step.name!r}{nearest(step.name, passes)}")
-            if reason := passes[step.name]:
-                raise where.error(f"the pass {step.name!r} is refused: {reason}")
+        for model in sweep.models:
+            if found := catalogue.misfit(recipe.passes, model):
+                raise tree.find(["recipes", name, "passes", found[0]]).error(found[1])
         if recipe.engine not in catalogue.engines:
             where = tree.find(["recipes", name, "engine"])
             raise where.error(f"unknown engine {recipe.engine!r}{nearest(recipe.engine, catalogue.engines)}")
@@ -224,6 +205,10 @@ def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
         if target.provider not in catalogue.providers:
             where = tree.find(["targets", name, "provider"])
             raise where.error(f"unknown provider {target.provider!r}{nearest(target.provider, catalogue.providers)}")
+    for name, recipe in sweep.recipes.items():
+        for target in sweep.targets.values():
+            if why := catalogue.unfit(recipe, target):
+                raise tree.find(["recipes", name, "session"]).error(why)
 
 
 # ── a part of a sweep ────────────────────────────────────────────────────────────────────────────────────────────────

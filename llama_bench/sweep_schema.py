@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from llama_bench.sweep import Sweep
+from llama_bench.sweep import Model, Pass, Recipe, Sweep, Target
+from llama_bench.sweep_tree import GRID, Describe
 
 PARTS = ("models", "recipes", "workloads", "targets", "measure")
 """The keys of a sweep that an include may bring; `name` is each file's own."""
@@ -16,12 +17,19 @@ PARTS = ("models", "recipes", "workloads", "targets", "measure")
 class Catalogue:
     """The words that a sweep may use besides its keys, handed in so that reading a file loads no heavy library.
 
-    `passes` maps a family to its passes: name → None, or the reason why it is refused.
+    `passes` maps a family to its passes: name → None, or the reason why it is refused; `options` a family to the keys
+    of all its passes' options and their schemas. `misfit` says which of a recipe's passes cannot be applied to a
+    model, and why; `unfit` why a recipe's session options are not for its engine on a target; both None where all is
+    well. `describe` says what a checkpoint is; without it no model may have a source.
     """
 
     passes: Mapping[str, Mapping[str, str | None]]
     providers: tuple[str, ...]
     engines: tuple[str, ...]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    misfit: Callable[[Sequence[Pass], Model], tuple[int, str] | None] = lambda steps, model: None
+    unfit: Callable[[Recipe, Target], str | None] = lambda recipe, target: None
+    describe: Describe | None = None
 
 
 def json_schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
@@ -33,7 +41,9 @@ def json_schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
     schema = Sweep.model_json_schema(ref_template="#/$defs/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     keys: dict[str, Any] = schema["properties"]
-    required = {name: definitions[name].pop("required") for name in ("Model", "Workload", "Target")}
+    required = {name: definitions[name].pop("required", []) for name in ("Model", "Workload", "Target")}
+    for key in GRID:
+        definitions["Workload"]["properties"][key] = _one_or_more(definitions["Workload"]["properties"][key])
     definitions["Pass"] = _pass_schema(definitions["Pass"]["description"], catalogue)
     if catalogue is not None:
         definitions["Target"]["properties"]["provider"]["enum"] = list(catalogue.providers)
@@ -64,12 +74,30 @@ def json_schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
 def _pass_schema(description: str, catalogue: Catalogue | None) -> dict[str, Any]:
     one_key = {"type": "object", "description": description, "minProperties": 1, "maxProperties": 1}
     if catalogue is None:
-        return {**one_key, "additionalProperties": {"type": "string"}}
+        return {**one_key, "additionalProperties": {"type": ["string", "object"]}}
     families = {
-        family: {"enum": [name for name, refused in passes.items() if refused is None]}
+        family: _value_schema([name for name, refused in passes.items() if refused is None], catalogue.options[family])
         for family, passes in catalogue.passes.items()
     }
     return {**one_key, "properties": families, "additionalProperties": False}
+
+
+def _value_schema(names: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the value of a pass family may be: a pass's name, or options, of which one is the name."""
+    by_name: dict[str, Any] = {"enum": names}
+    if not options:
+        return by_name
+    keys = {"name": {**by_name, "description": f"Which pass; {names[0]} when left out."}, **options}
+    return {
+        "anyOf": [by_name, {"type": "object", "minProperties": 1, "additionalProperties": False, "properties": keys}]
+    }
+
+
+def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a key's schema that also takes a list: a grid of workloads in one line."""
+    one = {key: value for key, value in schema.items() if key not in ("default", "description", "title")}
+    grid = {"type": "array", "minItems": 1, "items": one}
+    return {**{k: v for k, v in schema.items() if k in ("default", "description", "title")}, "anyOf": [one, grid]}
 
 
 def _models_schema(description: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from llama_bench.errors import WorkError
 
 ROOT = Path(__file__).parent
 
-SHAPING = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxoptimizer", "numpy", "ray")
+SHAPING = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxoptimizer", "gguf", "tokenizers", "numpy", "ray")
 """Distributions whose version may change a graph, a number or its timing; ONNX Runtime goes by two names."""
 
 ENGINE = ("onnxruntime-gpu", "onnxruntime")
@@ -23,13 +23,28 @@ ENGINE = ("onnxruntime-gpu", "onnxruntime")
 MEASURING = (
     "model", "passes", "engines", "bench", "graph",
     "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.examine", "cluster.job",
-    "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows",
+    "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows", "cluster.texts",
 )  # fmt: skip
 """The parts of this package that decide what is timed and how."""
 
+_NETWORK = ("model.llama", "model.layers", "model.export", "model.dynamo", "model.streamed", "model.inputs")
+_WEIGHTS = (
+    "model.weights", "model.source", "model.checkpoint", "model.huggingface", "model.huggingface_config",
+    "model.gguf_file", "model.gguf_config",
+)  # fmt: skip
+
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "export": (("model",), ("torch", "onnx", "onnxscript")),
-    "onnxoptimizer": (("passes", "graph"), ("onnxoptimizer", "onnx")),
+    "export": ((*_NETWORK, *_WEIGHTS), ("torch", "onnx", "onnxscript", "gguf")),
+    "reference": (("model",), ("torch", "gguf", "tokenizers")),
+    "prune": (("passes.prune", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
+    "distill": (("passes.distill", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
+    "onnxoptimizer": (("passes.onnxoptimizer", "passes.onnxoptimizer_child", "graph"), ("onnxoptimizer", "onnx")),
+    "onnxruntime": (("passes.onnxruntime_offline", "passes.onnxruntime_offline_child"), ("onnxruntime",)),
+    "onnxscript": (("passes.onnxscript_pass", "passes.fuse.files"), ("onnxscript", "onnx-ir")),
+    "transformers": (("passes.transformers_pass", "passes.fuse.files"), ("onnxruntime", "onnx-ir")),
+    "fuse": (("passes.fuse",), ("onnxscript", "onnx-ir")),
+    "precision": (("passes.precision",), ("onnx-ir",)),
+    "quantize": (("passes.quantize", "model.text", "model.tokenizer"), ("onnxruntime", "onnx-ir", "tokenizers")),
 }
 """Build stage → the parts of this package and the distributions that shape the bytes of what it builds."""
 
@@ -66,7 +81,7 @@ def code(*parts: str) -> str:
 def stages() -> dict[str, str]:
     """Return, for :func:`llama_bench.plan.make`, build stage → what shapes its output besides the spec."""
     return {
-        stage: " ".join([code(*parts), *(f"{name}={_version(name) or 'missing'}" for name in distributions)])
+        stage: " ".join([code(*parts), *(f"{name}={_build_version(name)}" for name in distributions)])
         for stage, (parts, distributions) in STAGES.items()
     }
 
@@ -91,3 +106,9 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _build_version(distribution: str) -> str:
+    """Return the version of what builds with `distribution`; ONNX Runtime goes by either of its names."""
+    names = ENGINE if distribution == "onnxruntime" else (distribution,)
+    return next((found for name in names if (found := _version(name))), "missing")

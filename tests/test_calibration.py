@@ -29,11 +29,11 @@ def test_processes_are_counted_one_an_arm_in_every_pilot_restart() -> None:
     assert calibration.processes(Design(cells=7, slowed_every=3, restarts=2)) == 2 * (5 * 2 + 2 * 4)
 
 
-def test_the_sweep_has_one_model_one_export_and_a_cell_of_its_own_for_every_number() -> None:
+def test_the_sweep_has_one_model_one_export_one_reference_and_a_cell_of_its_own_for_every_number() -> None:
     sweep = calibration.sweep(Design(cells=12))
     planned = plan.make(sweep, {})
     assert sweep.name == "calibrate"
-    assert [artifact.kind for artifact in planned.artifacts.values()] == ["export"]
+    assert [artifact.kind for artifact in planned.artifacts.values()] == ["export", "reference"]
     assert len({cell.id for cell in planned.cells}) == 12
     assert [calibration.number(cell.workload_name) for cell in planned.cells] == list(range(1, 13))
     assert sweep.recipes["slower_3"].session.slowdown == 0.03

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_bench import plan
-from llama_bench.sweep import Measure, Model, Pass, Recipe, Session, Sweep, Target, Workload
+from llama_bench.sweep import Measure, Model, Pass, Recipe, Session, Sweep, Target, Text, Workload
 
 ROOT = Path(__file__).parent.parent
 VERSIONS = {"export": "torch 1", "onnxoptimizer": "0.4"}
@@ -65,14 +65,49 @@ def test_equal_prefixes_are_built_once() -> None:
     variants = {arm.name: arm.variant for arm in cell.arms}
     assert made.artifacts[variants["abc"]].parent == variants["ab"]
     assert made.artifacts[variants["ab"]].parent == variants["a"]
-    assert made.artifacts[variants["a"]].parent == cell.reference
+    assert made.artifacts[variants["a"]].parent == variants["original"]
     assert variants["ab"] != variants["ba"]
 
 
 def test_a_recipe_without_passes_is_the_export_itself() -> None:
     [cell] = make().cells
     variants = {arm.name: arm.variant for arm in cell.arms}
-    assert variants["original"] == variants["level0"] == variants["control"] == cell.reference
+    made = make()
+    assert variants["original"] == variants["level0"] == variants["control"]
+    assert made.artifacts[variants["original"]].kind == "export"
+
+
+def test_a_reference_is_an_artifact_of_its_own_that_no_pass_stands_on() -> None:
+    made = make()
+    assert made.artifacts[made.cells[0].reference].kind == "reference"
+    assert all(made.artifacts[a.parent].kind != "reference" for a in made.artifacts.values() if a.parent is not None)
+
+
+def test_another_text_changes_the_reference_and_no_graph() -> None:
+    before, after = make(), make(measure=Measure(text=Text(tokens=9)))
+    assert {before.artifacts[name].kind for name in set(before.artifacts) - set(after.artifacts)} == {"reference"}
+
+
+def test_a_model_with_a_cache_has_one_graph_for_all_workloads_with_the_same_outputs() -> None:
+    workloads = {
+        "decode": Workload(kind="decode", context=8),
+        "generate": Workload(kind="generate", prompt=4, new_tokens=3, batch=2),
+        "last": Workload(sequence=8, outputs="last_logits"),
+        "all": Workload(sequence=8),
+    }
+    made = make(models=(model(cache=True),), workloads=workloads, recipes={"original": recipe()})
+    kinds = [artifact.kind for artifact in made.artifacts.values()]
+    assert (kinds.count("export"), kinds.count("reference")) == (2, 4)
+
+
+def test_where_a_checkpoint_or_a_text_lies_is_no_part_of_any_id() -> None:
+    def placed(folder: str) -> plan.Plan:
+        text = Text(file=f"{folder}/a.txt", file_sha256="cd")
+        return make(models=(model(source=f"{folder}/m.gguf", source_sha256="ab"),), measure=Measure(text=text))
+
+    assert [artifact.id for artifact in placed("x").artifacts.values()] == list(placed("y").artifacts)
+    other = make(models=(model(source="x/m.gguf", source_sha256="ac"),))
+    assert set(other.artifacts).isdisjoint(placed("x").artifacts)
 
 
 def test_parents_come_before_their_children() -> None:
@@ -144,8 +179,10 @@ def test_what_shapes_only_the_timing_shapes_only_cells(changes: dict[str, Any]) 
 
 def test_other_versions_of_a_pass_family_keep_the_exports() -> None:
     before, after = make(), plan.make(sweep(), {**VERSIONS, "onnxoptimizer": "0.5"})
-    assert {after.artifacts[name].kind for name in set(after.artifacts) & set(before.artifacts)} == {"export"}
-    assert ids(plan.make(sweep(), {**VERSIONS, "export": "torch 2"})).isdisjoint(ids(before))
+    kept = {after.artifacts[name].kind for name in set(after.artifacts) & set(before.artifacts)}
+    assert kept == {"export", "reference"}
+    newer = plan.make(sweep(), {**VERSIONS, "export": "torch 2", "reference": "torch 2"})
+    assert ids(newer).isdisjoint(ids(before))
 
 
 def test_ids_are_the_same_in_every_process() -> None:
@@ -179,6 +216,6 @@ def test_ten_thousand_variants_are_planned_in_under_a_second() -> None:
     start = time.perf_counter()
     made = plan.make(big, VERSIONS)
     seconds = time.perf_counter() - start
-    assert len(made.artifacts) == 100 * (1 + 99 * 3)
+    assert len(made.artifacts) == 100 * (2 + 99 * 3)
     assert sum(len(cell.arms) - 1 for cell in made.cells) == 10_000
     assert seconds < 1

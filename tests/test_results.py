@@ -67,7 +67,7 @@ def test_a_part_comes_back_sorted_typed_and_with_its_version(store: Store) -> No
     assert frame.select("block", "position").rows() == [(0, 0), (0, 1), (1, 0)]
     assert frame["process_started_at"].to_list() == [at] * 3 and frame["recipe"].to_list() == [None] * 3
     written = pq.read_metadata(store.url(f"{RUN}/timings/c-r0000.parquet"))
-    assert written.metadata[b"llama_bench.schema_version"] == b"2"
+    assert written.metadata[b"llama_bench.schema_version"] == b"3"
     assert written.row_group(0).column(0).compression == "ZSTD"
 
 

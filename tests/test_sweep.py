@@ -31,7 +31,7 @@ def test_a_model_without_a_name_is_called_by_its_sizes() -> None:
 def test_kv_heads_are_the_query_heads_unless_given() -> None:
     assert model().kv_heads == 2
     assert model(num_key_value_heads=1).kv_heads == 1
-    assert model().head_dim == 8
+    assert model().head_size == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,42 @@ import pytest
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
+from llama_bench.cli.common import catalogue as real_catalogue
 from llama_bench.errors import InputError
-from llama_bench.sweep import Pass, Sweep
+from llama_bench.sweep import Model, Pass, Recipe, Sweep, Target
 from llama_bench.sweep_file import Catalogue, json_schema, load, select
+from llama_bench.sweep_tree import Described
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 STUDY = ["eliminate_identity", "fuse_transpose_into_gemm", "fuse_matmul_add_bias_into_gemm"]
 USABLE = [*STUDY, "eliminate_deadend", "default"]
+PASSES: dict[str, dict[str, str | None]] = {
+    "onnxoptimizer": {**dict.fromkeys(USABLE), "split_init": "it cuts the model in two"}
+}
+
+
+def misfit(steps: Sequence[Pass], model: Model) -> tuple[int, str] | None:
+    """Stands for the table of passes: it knows names, and that one of them is not for a width of 32."""
+    for i, step in enumerate(steps):
+        known = PASSES.get(step.family)
+        if known is None:
+            return i, f"unknown pass family {step.family!r}"
+        if step.name not in known:
+            return i, f"unknown pass {step.name!r}"
+        if known[step.name]:
+            return i, f"{step.label} cannot be used: {known[step.name]}"
+        if step.name == "eliminate_deadend" and model.hidden_size == 32:
+            return i, f"{step.label} does not fit model {model.label}"
+    return None
+
+
 CATALOGUE = Catalogue(
-    passes={"onnxoptimizer": {**dict.fromkeys(USABLE), "split_init": "it cuts the model in two"}},
+    passes=PASSES,
     providers=("CPUExecutionProvider", "CUDAExecutionProvider"),
     engines=("onnxruntime",),
+    options={"onnxoptimizer": {}},
+    misfit=misfit,
 )
 
 BASE = """\
@@ -57,10 +83,10 @@ def write(folder: Path, text: str | bytes, name: str = "x.yaml") -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, catalogue: Catalogue = CATALOGUE) -> str:
     """Return the message with which `path` is refused, without the folder it lies in."""
     with pytest.raises(InputError) as caught:
-        load(path, CATALOGUE)
+        load(path, catalogue)
     message = str(caught.value).replace(f"{path.parent}/", "")
     assert len(message.splitlines()) <= 2
     return message
@@ -150,17 +176,22 @@ def test_reading_a_sweep_loads_no_heavy_library() -> None:
         (
             "eliminate_identity",
             "eliminate_identiy",
-            "11: recipes.identity.passes[0]: unknown pass 'eliminate_identiy'; did you mean 'eliminate_identity'?",
+            "11: recipes.identity.passes[0]: unknown pass 'eliminate_identiy'",
         ),
         (
             "onnxoptimizer: default",
             "onnxoptimiser: default",
-            "12: recipes.identity.passes[1]: unknown pass family 'onnxoptimiser'; did you mean 'onnxoptimizer'?",
+            "12: recipes.identity.passes[1]: unknown pass family 'onnxoptimiser'",
         ),
         (
             "onnxoptimizer: default",
             "onnxoptimizer: split_init",
-            "12: recipes.identity.passes[1]: the pass 'split_init' is refused: it cuts the model in two",
+            "12: recipes.identity.passes[1]: onnxoptimizer: split_init cannot be used: it cuts the model in two",
+        ),
+        (
+            "onnxoptimizer: default",
+            "onnxoptimizer: eliminate_deadend",
+            "12: recipes.identity.passes[1]: onnxoptimizer: eliminate_deadend does not fit model h32-a2-l2",
         ),
         (
             "onnxoptimizer: default",
@@ -199,6 +230,13 @@ def test_reading_a_sweep_loads_no_heavy_library() -> None:
             "17: targets.cpu.provider: unknown provider 'CUDAExecutionProvder'; did you mean 'CUDAExecutionProvider'?",
         ),
         ("{restarts: 2}", "{restarts: 1}", "18: measure.restarts: must be at least 2, not 1"),
+        ("{restarts: 2}", "{text: {fle: x}}", "18: measure.text: unknown key 'fle'; did you mean 'file'?"),
+        ("{restarts: 2}", "{accuracy: {top1: 1}}", "measure.accuracy: unknown key 'top1'; did you mean 'min_top1'?"),
+        (
+            "{hidden_size: 16}",
+            "{hidden_size: 16, rope_scaling: {rope_type: linear, facter: 2}}",
+            "5: models.sizes[0].rope_scaling: unknown key 'facter'; did you mean 'factor'?",
+        ),
         ("{restarts: 2}", "{half_width: .nan}", "18: measure.half_width: must be a finite number, not nan"),
         ("name: tiny", "name: artifacts", "1: name: 'artifacts' is a folder of the store; give the sweep another name"),
     ],
@@ -337,6 +375,18 @@ def test_a_wrong_include_is_named_where_it_stands(tmp_path: Path, include: str, 
     assert message in refusal(write(tmp_path, f"name: mine\ninclude: {include}\n"))
 
 
+# ── session options ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_options_that_an_engine_does_not_take_on_a_target_are_refused_at_the_recipes_session(tmp_path: Path) -> None:
+    def unfit(recipe: Recipe, target: Target) -> str | None:
+        bad = recipe.session.optimization_level == "disable" and target.tag == "bench_cpu"
+        return "optimization_level is not for bench_cpu" if bad else None
+
+    message = refusal(write(tmp_path, BASE), replace(CATALOGUE, unfit=unfit))
+    assert message == "x.yaml:13: recipes.identity.session: optimization_level is not for bench_cpu"
+
+
 # ── a part of a sweep ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -404,10 +454,20 @@ def test_quick_yaml_is_the_studys_passes_on_three_small_sizes() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-@pytest.mark.parametrize("catalogue", [CATALOGUE, None], ids=["words", "no words"])
-def test_shipped_sweeps_load_and_fit_the_schema(path: Path, catalogue: Catalogue | None) -> None:
-    load(path, CATALOGUE)
-    schema = json_schema(catalogue)
+@pytest.mark.parametrize("words", [True, False], ids=["words", "no words"])
+def test_shipped_sweeps_load_and_fit_the_schema(path: Path, words: bool) -> None:
+    def smollm2(source: str, base: Path) -> Described:
+        sizes = {
+            "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30,
+            "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        }  # fmt: skip
+        path = base / source
+        return Described(str(path), path, "SmolLM2", sizes, "5" * 64, "dequantised from Q4_1 (GGUF, 98 MB)")
+
+    known = replace(real_catalogue(), describe=smollm2)
+    load(path, known)
+    schema = json_schema(known if words else None)
     Draft202012Validator.check_schema(schema)
     json.dumps(schema)
     assert not list(Draft202012Validator(schema).iter_errors(plain(path)))
@@ -425,7 +485,9 @@ def test_shipped_sweeps_load_and_fit_the_schema(path: Path, catalogue: Catalogue
         ("onnxoptimizer: default", "default"),
         ("level: disable", "level: disabled"),
         ("CPUExecutionProvider", "CPU"),
-        ("batch: 1, sequence: 8", "batch: 8"),
+        ("sequence: 8", "sequence: big"),
+        ("sequence: 8", "sequence: []"),
+        ("sequence: 8", "sequence: [8, big]"),
         ("  identity:", "  'a b':"),
         ("{restarts: 2}", "{restarts: 1}"),
         ("name: tiny", "name: tiny\ninclude: [{part: x}]"),

@@ -46,7 +46,7 @@ def test_a_part_that_does_not_exist_is_an_error() -> None:
 
 def test_stages_name_the_versions_that_shape_what_they_build() -> None:
     stages = versions.stages()
-    assert set(stages) == {"export", "onnxoptimizer"}
+    assert {"export", "reference", "onnxoptimizer"} <= set(stages)
     assert "torch=" in stages["export"]
     assert "onnxoptimizer=" in stages["onnxoptimizer"]
     assert "missing" not in " ".join(stages.values())
@@ -72,4 +72,4 @@ def test_the_measuring_fingerprint_covers_parts_that_exist_and_no_reports() -> N
 def test_every_family_of_passes_has_a_build_stage_whose_versions_are_known() -> None:
     from llama_bench.passes import PASSES
 
-    assert set(versions.STAGES) == {"export", *PASSES}
+    assert set(versions.STAGES) == {"export", "reference", *PASSES}

@@ -19,14 +19,13 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from llama_bench import passes
 from llama_bench.bench import accuracy
-from llama_bench.engines.onnxruntime import TimedSession, settings
+from llama_bench.engines import Task, open_session, settings
 from llama_bench.errors import WorkError
-from llama_bench.model import export, llama
+from llama_bench.model import export, layers, llama
 from llama_bench.model.inputs import input_names, make_inputs, output_names
 from llama_bench.stats import evidence
 from llama_bench.stats.verdicts import Comparison, judge
@@ -34,7 +33,7 @@ from llama_bench.sweep import AccuracyBounds, Model, Pass, Session, Target, Work
 
 Arrays = Mapping[str, np.ndarray]
 
-SETTINGS = settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+SETTINGS = settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=1), 1)
 TEN_PER_CENT_FASTER = (-0.1, -0.101, -0.099, -0.1005, -0.0995, -0.1002)
 WORKLOAD = Workload(batch=2, sequence=8)
 PADDING = 3
@@ -47,7 +46,7 @@ def tiny(**changed: Any) -> Model:
 
 
 def answer(folder: Path, inputs: Arrays) -> dict[str, np.ndarray]:
-    session = TimedSession(folder, SETTINGS, inputs)
+    session = open_session(folder, SETTINGS, Task(tiny().model_dump(), WORKLOAD.model_dump(), inputs))
     session.run()
     return session.outputs()
 
@@ -124,7 +123,7 @@ def test_weights_that_an_optimiser_merged_or_dropped_unseen_are_wrong(
     onnx.save_model(optimised, str(tmp_path / "model.onnx"))
     shutil.copy(exported / "weights.bin", tmp_path)
 
-    reference = load_file(exported / "reference.safetensors")
+    reference = torch_answer(tiny(), WORKLOAD, make_inputs(tiny(), WORKLOAD))
     rows = checked(answer(tmp_path, make_inputs(tiny(), WORKLOAD)), reference)
     logits = rows["logits"]
     assert logits["max_rel"] > rel
@@ -138,8 +137,8 @@ def test_weights_that_an_optimiser_merged_or_dropped_unseen_are_wrong(
 
 @pytest.mark.parametrize("name", ["eliminate_duplicate_initializer", "eliminate_nop_with_unit"])
 def test_the_same_pass_in_a_recipe_loads_the_weights_and_stays_right(exported: Path, tmp_path: Path, name: str) -> None:
-    passes.apply(Pass(family="onnxoptimizer", name=name), exported, tmp_path)
-    reference = load_file(exported / "reference.safetensors")
+    passes.apply(Pass(family="onnxoptimizer", name=name), exported, tmp_path, tiny(), WORKLOAD, tmp_path / "state")
+    reference = torch_answer(tiny(), WORKLOAD, make_inputs(tiny(), WORKLOAD))
     rows = checked(answer(tmp_path, make_inputs(tiny(), WORKLOAD)), reference)
     assert [row["violated"] for row in rows.values()] == [None] * 5
     assert verdict(rows) == "faster"
@@ -150,7 +149,14 @@ def test_a_pass_that_cannot_load_the_weights_is_failed(exported: Path, tmp_path:
     source.mkdir()
     shutil.copy(exported / "model.onnx", source)
     with pytest.raises(WorkError, match=r"weights\.bin: the weights' file is missing") as error:
-        passes.apply(Pass(family="onnxoptimizer", name="eliminate_duplicate_initializer"), source, tmp_path / "made")
+        passes.apply(
+            Pass(family="onnxoptimizer", name="eliminate_duplicate_initializer"),
+            source,
+            tmp_path / "made",
+            tiny(),
+            WORKLOAD,
+            tmp_path / "state",
+        )
     assert failed(error.value).endswith("lies in it)")
 
 
@@ -204,7 +210,7 @@ def test_a_mask_of_the_lowest_fp32_value_is_nan_in_bf16_and_wrong(masked_model: 
 
 
 def test_the_mask_of_every_exported_model_survives_bf16(masked_model: ModelProto, tmp_path: Path) -> None:
-    rows = masked_rows(masked_model, llama.MASKED, tmp_path)
+    rows = masked_rows(masked_model, layers.MASKED, tmp_path)
     assert [row["violated"] for row in rows.values()] == [None] * 5
     assert verdict(rows) == "faster"
 
@@ -219,7 +225,7 @@ class SelfPositioned(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.heads, self.head_dim = model.num_attention_heads, model.head_dim
+        self.heads, self.head_dim = model.num_attention_heads, model.head_size
         self.embed = nn.Embedding(model.vocab_size, model.hidden_size)
         self.q_proj = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
         self.k_proj = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
@@ -235,7 +241,7 @@ class SelfPositioned(nn.Module):
 
         def turned(projected: Tensor) -> Tensor:
             heads = projected.view(batch, sequence, self.heads, self.head_dim).transpose(1, 2)
-            return llama.rotate(heads, cos, sin)
+            return layers.rotate(heads, cos, sin)
 
         query, key = turned(self.q_proj(x)), turned(self.k_proj(x))
         scores = torch.matmul(query, key.transpose(2, 3)) * self.head_dim**-0.5

@@ -133,6 +133,13 @@ def chosen(text: str) -> str | None:
     return text.partition("[")[2].partition("]")[0] or None
 
 
+def peak_bytes() -> int | None:
+    """Return the most memory that this process has had resident (`VmHWM`, proc_pid_status(5)); None off Linux."""
+    line = next((line for line in read("/proc/self/status").splitlines() if line.startswith("VmHWM:")), "")
+    words = line.split()
+    return int(words[1]) * 1024 if len(words) == 3 and words[1].isdigit() else None
+
+
 def read(path: str | Path) -> str:
     """Return a file's text without blanks at its ends; empty when it is missing or may not be read."""
     try:

@@ -153,7 +153,7 @@ def _memory(shape: Shape) -> torch.Tensor:
 
 
 def _settings(tf32: bool) -> dict[str, Any]:
-    return engine.settings(Session(tf32=tf32), Target(tag="bench_gpu", provider=engine.CUDA), 1)
+    return engine.settings("onnxruntime", Session(tf32=tf32), Target(tag="bench_gpu", provider=engine.CUDA), 1)
 
 
 def _ort_bytes(op: str, shape: Shape) -> Run:

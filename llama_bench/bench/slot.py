@@ -25,12 +25,16 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One arm's turn: untimed washout, then the seconds of each timed run, and what a busy loop took of them."""
+    """One arm's turn: untimed washout, then the seconds of each timed run, and what a busy loop took of them.
+
+    `token_s` has the seconds of each new token of each run that generates text.
+    """
 
     washout_runs: int
     washout_s: float
     seconds: tuple[float, ...]
     busy_s: tuple[float, ...]
+    token_s: tuple[tuple[float, ...], ...] = ()
 
 
 def warm_up(run: Callable[[], None], clock: Callable[[], int] = time.perf_counter_ns) -> WarmUp:
@@ -51,9 +55,15 @@ def warm_up(run: Callable[[], None], clock: Callable[[], int] = time.perf_counte
 
 
 def time_slot(
-    run: Callable[[], None], runs: int, busy_s: float = 0.0, clock: Callable[[], int] = time.perf_counter_ns
+    run: Callable[[], None],
+    runs: int,
+    busy_s: float = 0.0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    tokens: Callable[[], tuple[float, ...]] = tuple,
 ) -> Slot:
     """Wash out for at least one run and 50 ms, then time `runs` runs. A clock that steps back is a ValueError.
+
+    `tokens` says what each new token of the last run took, where it made any.
 
     With `busy_s` each timed run ends in a busy loop of so many seconds: a slowdown whose true size is known, since
     the loop's own clock says what it took.
@@ -64,9 +74,9 @@ def time_slot(
         run()
         washout_runs += 1
     washout_s = (clock() - begin) / 1e9
-    timed = [_timed(run, clock, int(busy_s * 1e9)) for _ in range(runs)]
-    seconds, busy = zip(*timed, strict=True) if timed else ((), ())
-    return Slot(washout_runs, washout_s, seconds, busy)
+    timed = [(*_timed(run, clock, int(busy_s * 1e9)), tokens()) for _ in range(runs)]
+    seconds, busy, made = zip(*timed, strict=True) if timed else ((), (), ())
+    return Slot(washout_runs, washout_s, seconds, busy, made)
 
 
 def _timed(run: Callable[[], None], clock: Callable[[], int], busy_ns: int = 0) -> tuple[float, float]:

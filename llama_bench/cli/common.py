@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from llama_bench.errors import WorkError
+from llama_bench.errors import InputError, WorkError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llama_bench.sweep import Sweep
+    from llama_bench.passes import PassInfo
+    from llama_bench.sweep import Model, Recipe, Sweep, Target
     from llama_bench.sweep_file import Catalogue
 
 T = TypeVar("T")
@@ -105,15 +106,36 @@ def duration(seconds: float) -> str:
 
 def catalogue() -> Catalogue:
     """Return what a sweep file may name: the passes, providers and engines of the visible tables."""
+    from llama_bench import engines
     from llama_bench.engines import ENGINES, PROVIDERS
-    from llama_bench.passes import PASSES
+    from llama_bench.model import source
+    from llama_bench.passes import PASSES, misfit
     from llama_bench.sweep_file import Catalogue
+
+    def unfit(recipe: Recipe, target: Target) -> str | None:
+        try:
+            engines.settings(recipe.engine, recipe.session, target, 1)
+        except InputError as error:
+            return str(error)
+        return None
 
     return Catalogue(
         passes={family: {name: info.refused for name, info in table.items()} for family, table in PASSES.items()},
         providers=tuple(PROVIDERS),
         engines=tuple(ENGINES),
+        options={family: _option_schemas(table.values()) for family, table in PASSES.items()},
+        misfit=misfit,
+        unfit=unfit,
+        describe=source.describe,
     )
+
+
+def _option_schemas(passes: Iterable[PassInfo]) -> dict[str, Any]:
+    """Return key → JSON Schema of the options of a family's passes; one key means the same in all of them."""
+    found: dict[str, Any] = {}
+    for info in passes:
+        found |= info.options.model_json_schema()["properties"] if info.options.model_fields else {}
+    return found
 
 
 def read_sweep(path: Path, only: str | None = None) -> Sweep:
@@ -122,6 +144,29 @@ def read_sweep(path: Path, only: str | None = None) -> Sweep:
 
     sweep = sweep_file.load(path, catalogue())
     return sweep_file.select(sweep, only) if only else sweep
+
+
+def read_model(words: str) -> Model:
+    """Return the model that an option names: `sweep.yaml`, `sweep.yaml:label`, or a checkpoint's path or hub name.
+
+    It gets a KV cache, since what is to be served needs one. Raises InputError.
+    """
+    from llama_bench.model import source
+    from llama_bench.sweep import Model
+    from llama_bench.sweep_tree import safe_name
+
+    file, _, label = words.partition(":")
+    if file.endswith((".yaml", ".yml")):
+        models = {model.label: model for model in read_sweep(Path(file)).models}
+        if label and label not in models:
+            raise InputError(f"--model {words}: no such model in {file}{nearest(label, models)}")
+        found = models[label] if label else next(iter(models.values()))
+        cached = {"cache": True, "head": "lm", "exporter": "dynamo", "opset": max(18, found.opset)}
+        plain = {"attention_mask": False, "flatten_tokens": False}
+        return Model.model_validate(found.model_dump() | cached | plain)
+    described = source.describe(words, Path())
+    own = {"name": safe_name(described.name), "source": described.source, "source_sha256": described.sha256}
+    return Model.model_validate({**described.config, **own, "cache": True})
 
 
 READING_TRIES = 5

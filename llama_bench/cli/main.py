@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from llama_bench import __version__
-from llama_bench.cli import calibrate, clean, passes, plan, query, report, run, schema, targets
+from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, targets, tune
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "plan": (plan.command, plan.EXAMPLES),
     "report": (report.command, report.EXAMPLES),
     "query": (query.command, query.EXAMPLES),
+    "tune": (tune.command, tune.EXAMPLES),
+    "export": (export.command, export.EXAMPLES),
     "calibrate": (calibrate.command, calibrate.EXAMPLES),
     "passes": (passes.command, passes.EXAMPLES),
     "targets": (targets.command, targets.EXAMPLES),
@@ -41,7 +43,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             goes_on = "; what is finished is on disk, the same command goes on from there"
-            _say(f"interrupted{goes_on if ctx.invoked_subcommand in ('run', 'calibrate') else ''}")
+            _say(f"interrupted{goes_on if ctx.invoked_subcommand in ('run', 'calibrate', 'tune') else ''}")
             raise typer.Exit(INTERRUPTED) from None
         except LlamaBenchError as error:
             _traceback_if_wanted()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_bench.cli.common import AsJson, print_json, print_table
 
+if TYPE_CHECKING:
+    from llama_bench.passes import PassInfo
+
 EXAMPLES = """
 In a sweep file a recipe names passes in their order:
   fused: {passes: [{onnxoptimizer: fuse_qkv}, {onnxoptimizer: eliminate_deadend}]}
+  int4:  {passes: [{fuse: all}, {quantize: {bits: 4, block_size: 128}}]}
+A family's first pass is its default, and options are keys of a mapping, in which `name` may choose another pass.
 """
 
-COLUMNS = ("family", "pass", "class", "what it does")
+COLUMNS = ("family", "pass", "class", "what it does", "options")
 
 
 def command(
@@ -35,22 +40,40 @@ def rows() -> list[dict[str, str | None]]:
     from llama_bench.passes import PASSES
 
     return [
-        {"family": family, "name": name, "class": info.kind, "summary": info.summary, "refused": info.refused}
+        {
+            "family": family,
+            "name": name,
+            "class": info.kind,
+            "summary": info.summary,
+            "options": options(info),
+            "refused": info.refused,
+        }
         for family, table in PASSES.items()
         for name, info in table.items()
     ]
+
+
+def options(info: PassInfo) -> str:
+    """Return the options of a pass with their defaults, as a recipe writes them."""
+    return ", ".join(f"{name}: {_written(field.get_default())}" for name, field in info.options.model_fields.items())
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def markdown_table(listed: list[dict[str, str | None]]) -> str:
     """Return the passes as a Markdown table: the text between the marks of docs/passes.md."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     for row in listed:
-        family, name, kind, text = (value.replace("|", r"\|") for value in _cells(row))
-        lines.append(f"| {family} | `{name}` | {kind} | {text} |")
+        family, name, kind, text, said = (value.replace("|", r"\|") for value in _cells(row))
+        lines.append(f"| {family} | `{name}` | {kind} | {text} | {f'`{said}`' if said else ''} |")
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, str | None]) -> tuple[str, str, str, str]:
+def _cells(row: dict[str, str | None]) -> tuple[str, str, str, str, str]:
     refused = f"refused: {row['refused']}" if row["refused"] else None
     kind = "refused" if refused else row["class"]
-    return str(row["family"]), str(row["name"]), str(kind), str(refused or row["summary"])
+    return str(row["family"]), str(row["name"]), str(kind), str(refused or row["summary"]), str(row["options"] or "")

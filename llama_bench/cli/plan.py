@@ -92,7 +92,8 @@ def _print(planned: Plan, needs: Needs, built: set[str], free: int | None, memor
     room = f", {size(free)} free" if free is not None else ""
     lines = [
         "",
-        f"artifacts  {needs.exports} exports, {needs.passes} passes, {len(built)} of them built already",
+        f"artifacts  {needs.exports} exports, {needs.passes} passes, {needs.references} references, "
+        f"{len(built)} of them built already",
         f"disk       {size(needs.disk_bytes)}{room}: weights {size(needs.weight_bytes)} once, torch's outputs "
         f"{size(needs.reference_bytes)}, graphs {size(needs.graph_bytes)}",
         f"build      about {duration(needs.build_s)} one after another; the largest step takes about "

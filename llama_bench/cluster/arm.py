@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from llama_bench.bench import slot
+from llama_bench.bench.proc import peak_bytes
 
 if TYPE_CHECKING:
     from llama_bench.bench.accuracy import Bounds
-    from llama_bench.engines.onnxruntime import TimedSession
+    from llama_bench.engines import Task, TimedSession
     from llama_bench.passes.info import Kind
 
 
@@ -36,11 +37,11 @@ class Arm:
         started_at, gpus = psutil.Process().create_time(), os.environ.get("CUDA_VISIBLE_DEVICES")
         return {"pid": os.getpid(), "process_started_at": started_at, "niceness": os.nice(0), "visible_gpus": gpus}
 
-    def load(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, folder: Path, settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
         """Load the variant in `folder`; return what the session says of itself. Raises WorkError."""
-        from llama_bench.engines.onnxruntime import TimedSession
+        from llama_bench.engines import open_session
 
-        self._session = TimedSession(folder, settings, inputs)
+        self._session = open_session(folder, settings, task)
         self._slowdown = float(settings.get("slowdown", 0.0))
         return {"providers": self._session.providers, "threads": settings["intra_op_num_threads"]}
 
@@ -60,10 +61,30 @@ class Arm:
 
     def slot(self, runs: int) -> dict[str, Any]:
         """Time one slot; return washout runs and seconds, the seconds of each timed run and of its busy loop."""
-        timed = slot.time_slot(self.session.run, runs, self._slowdown * self._median_s)
+        timed = slot.time_slot(self.session.run, runs, self._slowdown * self._median_s, tokens=self._tokens)
         # a median of runs like the timed ones: those of the warm-up are few, and the machine has moved on since
         self._median_s = median(total - busy for total, busy in zip(timed.seconds, timed.busy_s, strict=True))
         return asdict(timed)
+
+    def text(self, reference: Path, bounds: Bounds, kind: Kind) -> dict[str, Any] | None:
+        """Score the text that lies in the folder `reference` through the timed session: a row of `accuracy`, or None.
+
+        Of a workload without predictions there is nothing to score.
+        """
+        from llama_bench.bench.text import score
+
+        return score(self.session, reference, bounds, kind)
+
+    def generated(self) -> list[list[int]]:
+        """Return the new tokens of each sequence in the last run of a `generate`; an empty list for all else."""
+        return self.session.outputs()["tokens"].tolist() if self._tokens() else []
+
+    def memory(self) -> dict[str, Any]:
+        """Return the most memory that this process has had, on the host and on the GPU, in bytes."""
+        return {"peak_bytes": peak_bytes(), "device_bytes": self.session.device_bytes()}
+
+    def _tokens(self) -> tuple[float, ...]:
+        return self.session.token_seconds
 
     @property
     def session(self) -> TimedSession:

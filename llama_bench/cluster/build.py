@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 import traceback
@@ -14,13 +15,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from llama_bench import results
+from llama_bench import node_cache, results
+from llama_bench.bench.proc import peak_bytes
 from llama_bench.cluster.connect import BUILDER, Node
 from llama_bench.errors import LlamaBenchError
 from llama_bench.estimate import build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
-from llama_bench.sweep import Model, Pass, Workload
+from llama_bench.sweep import Model, Pass, Text, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +42,53 @@ def build(artifact: Artifact, store: Store) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="llama-bench-") as name:
-        folder = Path(name)
-        if artifact.kind == "export":
-            from llama_bench.model.export import export
-
-            model = Model.model_validate(artifact.spec["model"])
-            workload = Workload.model_validate(artifact.spec["workload"])
-            made: dict[str, Any] = {"export": export(model, workload, folder)}
-        else:
-            from llama_bench.passes import apply
-
-            assert artifact.parent is not None
-            made = {"effect": apply(Pass.model_validate(artifact.spec), store.fetch(artifact.parent), folder).to_dict()}
+        made = _MAKE[artifact.kind](artifact, store, Path(name))
         manifest = {"label": artifact.label, "kind": artifact.kind, "parent": artifact.parent, "spec": artifact.spec}
-        return store.save(artifact.id, folder, {**manifest, **made, "build_s": time.perf_counter() - begin})
+        timed = {"build_s": time.perf_counter() - begin, "peak_bytes": peak_bytes()}
+        saved = store.save(artifact.id, Path(name), {**manifest, **made, **timed})
+    shutil.rmtree(_state(artifact, store), ignore_errors=True)
+    return saved
+
+
+def _export(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
+    from llama_bench.model.export import export
+
+    return {"export": export(*_model_and_workload(artifact.spec), folder)}
+
+
+def _reference(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
+    from llama_bench.model.reference import make
+
+    text = artifact.spec["text"] and Text.model_validate(artifact.spec["text"])
+    return {"reference": make(*_model_and_workload(artifact.spec), text, folder)}
+
+
+def _pass(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
+    from llama_bench.passes import apply
+
+    assert artifact.parent is not None
+    export = store.manifest(artifact.parent)
+    while export["parent"] is not None:
+        export = store.manifest(export["parent"])
+    model, workload = _model_and_workload(export["spec"])
+    step, source = Pass.model_validate(artifact.spec), store.fetch(artifact.parent)
+    return {"effect": apply(step, source, folder, model, workload, _state(artifact, store)).to_dict()}
+
+
+_MAKE: dict[str, Callable[[Artifact, Store, Path], dict[str, Any]]] = {
+    "export": _export,
+    "reference": _reference,
+    "pass": _pass,
+}
+
+
+def _model_and_workload(spec: Mapping[str, Any]) -> tuple[Model, Workload]:
+    return Model.model_validate(spec["model"]), Workload.model_validate(spec["workload"])
+
+
+def _state(artifact: Artifact, store: Store) -> Path:
+    """Return the folder in which a long pass keeps what a killed task must not lose; it is gone when all is built."""
+    return store.cache / f"{node_cache.TEMPORARY}state-{artifact.id}"
 
 
 def build_all(
@@ -138,9 +173,14 @@ def _without_building(
 
 
 def _submit(plan: Plan, artifact: Artifact, store: Store, run: str) -> Any:
-    task = _export_task if artifact.kind == "export" else _pass_task
+    task = _fresh_task if needs_fresh_process(artifact) else _pass_task
     options = task.options(memory=memory_bytes(plan, artifact), name=artifact.label)
     return options.remote(artifact, store.uri, run)
+
+
+def needs_fresh_process(artifact: Artifact) -> bool:
+    """Whether a build leaves much behind in its process: all but onnxoptimizer, which has processes of its own."""
+    return artifact.kind != "pass" or artifact.spec["family"] != "onnxoptimizer"
 
 
 def _end(artifact: Artifact, reference: Any, seconds: float) -> Built:
@@ -172,6 +212,7 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> str | None:
 
 _REMOTE: dict[str, Any] = {"num_cpus": 1, "resources": {BUILDER: 1}, "max_retries": 2}
 
-# An exporter leaves gigabytes in its process: a fresh one each time gives them back before anything is timed.
-_export_task: Any = ray.remote(max_calls=1, **_REMOTE)(_task)
+# Torch and the quantisers leave gigabytes in their process: a fresh one each time gives them back before anything is
+# timed.
+_fresh_task: Any = ray.remote(max_calls=1, **_REMOTE)(_task)
 _pass_task: Any = ray.remote(**_REMOTE)(_task)

@@ -105,7 +105,7 @@ def _measure(
     """Measure the cells that are left, `beside` of them at a time; one that fails is told, and the others go on."""
     finished = results.finished(store, outcome.run)["pieces"]
     memory = int(NODE_MEMORY_SHARE * facts["memory_bytes"]) // beside
-    examined: dict[str, Executed | Lost] = {}  # every cell has the same sessions
+    examined: dict[str, Executed | Lost | None] = {}  # every cell has the same sessions
     jobs = []
     for cell in plan.cells:
         if cell.id in finished:
@@ -123,7 +123,7 @@ def _measure(
         on_event(event)
 
 
-def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost]) -> Iterator[Event]:
+def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost | None]) -> Iterator[Event]:
     """Measure jobs until none is left, in processes that stay on `cores`."""
     for job in jobs:
         for event in measure_cell(job, Processes(job.environment, cores), examined):
@@ -132,7 +132,7 @@ def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str
 
 
 def _side_by_side(
-    jobs: Iterator[Job], cores: Sequence[Sequence[int]], examined: dict[str, Executed | Lost]
+    jobs: Iterator[Job], cores: Sequence[Sequence[int]], examined: dict[str, Executed | Lost | None]
 ) -> Iterator[Event]:
     """Measure several jobs at a time, one on each set of cores: a thread each, which mostly waits for its processes."""
     told: SimpleQueue[Event | BaseException | None] = SimpleQueue()

@@ -13,24 +13,30 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from llama_bench import results, versions
+from llama_bench import engines, results, versions
 from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.examine import examine
 from llama_bench.cluster.job import Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
-from llama_bench.cluster.restart import Given, Turn, restart_once
+from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
 from llama_bench.cluster.rows import kind_of
-from llama_bench.engines import onnxruntime as engine
+from llama_bench.cluster.texts import texts
+from llama_bench.engines import Task
 from llama_bench.engines.executed import Executed
 from llama_bench.estimate import arm_bytes
-from llama_bench.model.inputs import make_inputs
 from llama_bench.plan import Arm
+from llama_bench.plan import Cell as PlannedCell
 from llama_bench.stats import headline, progress
 from llama_bench.stats.progress import Progress
 from llama_bench.stats.verdicts import margin_of
 from llama_bench.store import Store
 from llama_bench.sweep import CONTROL
+
+DEFAULT_ENGINE = "onnxruntime"
+
+INPUTS = "inputs.safetensors"
+"""What a run is given, in the folder of a reference."""
 
 ARM_TRIES = 2  # restarts in which an arm's process may be lost before the arm is given up
 
@@ -47,7 +53,7 @@ class Cell:
     deaths: Counter[str | None]
 
 
-def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lost] | None = None) -> Iterator[Event]:
+def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lost | None] | None = None) -> Iterator[Event]:
     """Measure a cell to its end, from wherever its parts on disk say it is; yield events as dictionaries.
 
     `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.
@@ -57,9 +63,10 @@ def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lo
     done = progress.read(store, job.run, job.cell.id, job.cell.baseline, retry_failed=job.retry_failed)
     threads = job.cell.target.threads or int(job.node["physical_cores"])
     ready = {arm.name: _prepare(store, job, arm, threads) for arm in job.cell.arms if arm.name not in done.lost}
-    reference = store.fetch(job.cell.reference) / "reference.safetensors"
-    given = Given(make_inputs(job.cell.model, job.cell.workload), reference, json.dumps(versions.libraries()))
-    yield from examine(job, launcher, store, done, ready, given.inputs, {} if examined is None else examined)
+    yield from _skip_missing_engines(job, launcher, store, done, ready)
+    given = _given(store, job.cell)
+    ready = {name: one for name, one in ready.items() if name not in done.lost}
+    yield from examine(job, launcher, store, done, ready, given.task, {} if examined is None else examined)
     cell = Cell(job, launcher, store, done, given, Counter())
     try:
         groups = _groups(job, [name for name in ready if name not in done.lost])
@@ -73,9 +80,33 @@ def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lo
     results.fold(store, job.run, job.cell.id)
 
 
+def _given(store: Store, cell: PlannedCell) -> Given:
+    from safetensors.numpy import load_file
+
+    reference = store.fetch(cell.reference)
+    inputs = load_file(reference / INPUTS)
+    task = Task(cell.model.model_dump(), cell.workload.model_dump(), inputs)
+    described = texts(cell.model, inputs, reference / REFERENCE)
+    return Given(task, reference, json.dumps(versions.libraries()), described)
+
+
+def _skip_missing_engines(
+    job: Job, launcher: Launcher, store: Store, done: Progress, ready: dict[str, Prepared]
+) -> Iterator[Event]:
+    """Take out the arms whose engine this node does not have; each is skipped, with the reason."""
+    for name, one in ready.items():
+        if one.arm.recipe.engine == DEFAULT_ENGINE:  # a fault of its own is told when its session is made
+            continue
+        reason = launcher.once(engines.missing, one.settings)
+        if isinstance(reason, Lost):
+            yield from failure(job, store, done, replace(reason, arm=name, stage="engine", final=True))
+        elif reason is not None:
+            yield from failure(job, store, done, Lost(name, "engine", "skipped", reason, True))
+
+
 def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:
     settings = {
-        **engine.settings(arm.recipe.session, job.cell.target, threads),
+        **engines.settings(arm.recipe.engine, arm.recipe.session, job.cell.target, threads),
         "environment": job.environment,
         "slowdown": arm.recipe.session.slowdown,
     }
@@ -103,7 +134,8 @@ def _measure_group(cell: Cell, number: int, group: Sequence[Prepared], budget_s:
         timed = [one for one in arms if one.arm.name in (*always, *pending)]
         count, most = min(done.restarts[name] for name in pending), max(total[name] for name in pending)
         yield event("cell", job, "started", count, most)
-        turn = Turn(done.next_restart, number, "main", timed, _may_drop(cell), f"restart {count + 1}/{most}")
+        first = frozenset(one.arm.name for one in timed if not done.restarts[one.arm.name])
+        turn = Turn(done.next_restart, number, "main", timed, _may_drop(cell), f"restart {count + 1}/{most}", first)
         yield from _restart(cell, turn, count + 1, most)
 
 

@@ -21,7 +21,7 @@ from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
 from llama_bench.cluster.rows import where
 from llama_bench.errors import WorkError
-from llama_bench.estimate import output_bytes
+from llama_bench.estimate import reference_bytes
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.store import Store
@@ -126,10 +126,12 @@ class _Driver:
         """Raise WorkError when the store has too little room for the weights and references of `missing`."""
         needed = 0
         for artifact in missing:
-            if artifact.kind == "export":
-                model = Model.model_validate(artifact.spec["model"])
-                workload = Workload.model_validate(artifact.spec["workload"])
-                needed += weight_bytes(model) + output_bytes(model, workload)
+            if artifact.kind == "pass":
+                continue
+            model = Model.model_validate(artifact.spec["model"])
+            workload = Workload.model_validate(artifact.spec["workload"])
+            text = artifact.spec.get("text")
+            needed += weight_bytes(model) if artifact.kind == "export" else reference_bytes(model, workload, text)
         room = self.store.free_bytes()
         if room is not None and room < needed:
             raise WorkError(

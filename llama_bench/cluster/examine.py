@@ -14,7 +14,7 @@ from llama_bench import results
 from llama_bench.cluster.job import Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import variant_row, where
-from llama_bench.engines import executed
+from llama_bench.engines import ENGINES, Task, executed
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.stats.progress import Progress
 from llama_bench.store import Store
@@ -26,13 +26,13 @@ def examine(
     store: Store,
     done: Progress,
     ready: Mapping[str, Prepared],
-    inputs: Mapping[str, Any],
-    found: dict[str, executed.Executed | Lost],
+    task: Task,
+    found: dict[str, executed.Executed | Lost | None],
 ) -> Iterator[Event]:
     """Write the `variants` rows that the cell still lacks; an arm whose session cannot be made is lost.
 
     Arms with the same stored graph and settings are examined once, since they are the same session; `found` keeps
-    what came of it.
+    what came of it, None of an engine that executes no graph.
     """
     todo = [one for name, one in ready.items() if name not in done.examined]
     if not todo:
@@ -41,9 +41,11 @@ def examine(
     rows = []
     for one in todo:
         key = one.manifest["graph_sha256"] + engine.settings_sha256(one.settings)
+        if not ENGINES[one.arm.recipe.engine].graph:
+            found[key] = None
         if key not in found:
             yield event("slot", job, detail=f"examining {one.arm.name}")
-            found[key] = launcher.once(_examine_one, one.folder, one.settings, inputs)
+            found[key] = launcher.once(_examine_one, one.folder, one.settings, task)
         what = found[key]
         if isinstance(what, Lost):
             yield from failure(job, store, done, replace(what, arm=one.arm.name, stage="examine", final=True))
@@ -58,9 +60,9 @@ def examine(
     results.write_part(store, job.run, "pieces", stem, [{**where(job.cell), **piece, "other_s": wall}])
 
 
-def _examine_one(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> executed.Executed:
+def _examine_one(folder: Path, settings: Mapping[str, Any], task: Task) -> executed.Executed:
     """In a process of its own: saving the executed graph costs several times a load, and memory."""
-    return executed.examine(folder, settings, inputs, Path(tempfile.gettempdir()))
+    return executed.examine(folder, settings, task, Path(tempfile.gettempdir()))
 
 
 def _effects(store: Store, variant: str) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llama_bench import results
+from llama_bench.model.source import summary
 from llama_bench.plan import Plan, digest
 from llama_bench.store import Store
 
@@ -54,7 +55,7 @@ def find_or_start(
         "machines": list(facts.values()),
         "unserved": dict(unserved),
         "artifacts": list(plan.artifacts),
-        "cells": [cell.entry for cell in plan.cells],
+        "cells": [{**cell.entry, "source": summary(cell.model)} for cell in plan.cells],
     }
     run = f"{name}/{now:%Y%m%d-%H%M%S}-{identity.fingerprint[:8]}"
     results.write_run(store, run, info)

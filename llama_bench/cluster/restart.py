@@ -18,6 +18,11 @@ from llama_bench.cluster.arm import Arm
 from llama_bench.cluster.job import Event, Job, Prepared, event
 from llama_bench.cluster.launch import Launcher, Lost, Process
 from llama_bench.cluster.rows import Rows, restart_rows
+from llama_bench.cluster.texts import Texts
+from llama_bench.engines import Task
+
+REFERENCE = "reference.safetensors"
+"""torch's outputs in the folder of a reference."""
 
 STAGES = ("start", "load", "warmup", "washout", "timed")
 """Where a restart's seconds go, as columns of `pieces` name it."""
@@ -28,16 +33,23 @@ Slots = Generator[Event, None, list[Slot] | Lost]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What every restart of a cell is given: the inputs of a run, torch's outputs for them, the node's libraries."""
+    """What every restart of a cell is given: what to run, the folder with torch's answers, the node's libraries.
 
-    inputs: Mapping[str, Any]
+    `texts` describes what an arm generated.
+    """
+
+    task: Task
     reference: Path
     versions: str
+    texts: Texts
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One restart of a group: its number, its phase, its arms, and how many of its blocks may be dropped."""
+    """One restart of a group: its number, its phase, its arms, and how many of its blocks may be dropped.
+
+    `first` are the arms for which it is the first one: they also score the text, and show what they generate.
+    """
 
     restart: int
     group: int
@@ -45,6 +57,7 @@ class Turn:
     arms: Sequence[Prepared]
     may_drop: int
     title: str
+    first: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -70,6 +83,9 @@ def restart_once(job: Job, launcher: Launcher, turn: Turn, given: Given) -> Gene
             moment = {**moments.now(own), "versions": given.versions}
         if isinstance(slots, Lost):
             return slots
+        lost = yield from _answers(job, turn, ready, processes, given, said)
+        if lost is not None:
+            return lost
     finally:
         for process in processes.values():
             process.kill()
@@ -85,6 +101,7 @@ def restart_once(job: Job, launcher: Launcher, turn: Turn, given: Given) -> Gene
         node=job.node,
         moment=moment,
         node_id=job.node_id,
+        texts=given.texts,
     )
 
 
@@ -96,9 +113,9 @@ def _make_ready(
     # starting and loading may share the cores; what runs the model goes one after the other
     stages: dict[str, tuple[bool, str, Callable[[str], Sequence[Any]]]] = {
         "start": (True, "identify", lambda name: ()),
-        "load": (True, "load", lambda name: (ready[name].folder, ready[name].settings, given.inputs)),
+        "load": (True, "load", lambda name: (ready[name].folder, ready[name].settings, given.task)),
         "warmup": (False, "warm_up", lambda name: ()),
-        "check": (False, "check", lambda name: (given.reference, bounds[name], ready[name].kind)),
+        "check": (False, "check", lambda name: (given.reference / REFERENCE, bounds[name], ready[name].kind)),
     }
     said: dict[str, dict[str, Any]] = {name: {} for name in ready}
     for stage, (together, method, arguments) in stages.items():
@@ -110,6 +127,32 @@ def _make_ready(
                     return replace(answer, arm=name, stage=stage)
                 said[name][stage] = answer
     return said
+
+
+def _answers(
+    job: Job,
+    turn: Turn,
+    ready: Mapping[str, Prepared],
+    processes: Mapping[str, Process],
+    given: Given,
+    said: Mapping[str, dict[str, Any]],
+) -> Generator[Event, None, Lost | None]:
+    """After the timing: ask every arm for its memory, and those of `turn.first` for what they say of a text.
+
+    Memory comes first, since scoring takes some of its own.
+    """
+    for name, one in ready.items():
+        bounds = accuracy.bounds(one.kind, one.settings, job.measure.accuracy)
+        stages: dict[str, tuple[Any, ...]] = {"memory": ()}
+        if name in turn.first:
+            yield event("slot", job, detail=f"{turn.title} scoring {name}")
+            stages |= {"generated": (), "text": (given.reference, bounds, one.kind)}
+        for stage, arguments in stages.items():
+            answer = processes[name].call(stage, *arguments).wait()
+            if isinstance(answer, Lost):
+                return replace(answer, arm=name, stage=stage)
+            said[name][stage] = answer
+    return None
 
 
 def _blocks(job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Monitor, clock: _Clock) -> Slots:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from llama_bench.bench.machine import fingerprint
 from llama_bench.engines.executed import Executed
 from llama_bench.engines.onnxruntime import settings_sha256
-from llama_bench.passes import PASSES
+from llama_bench.passes import find
 from llama_bench.passes.info import Kind
 from llama_bench.plan import Arm, Cell
 
@@ -37,11 +37,12 @@ def restart_rows(
     node: Mapping[str, Any],
     moment: Mapping[str, Any],
     node_id: str,
+    texts: Callable[[int, list[int]], Mapping[str, Any]] = lambda sequence, tokens: {},
 ) -> Rows:
     """Return dataset → rows of one finished restart; `pieces` is the last key, because it is to be written last.
 
     `said` is arm → stage → what the arm answered, `slots` what each slot gave, `seconds` columns of `pieces`, `moment`
-    columns of `machines` that belong to this restart.
+    columns of `machines` that belong to this restart, `texts` the columns of `generations` for a sequence's new tokens.
     """
     control = {arm.name: arm.control for arm in cell.arms}
     replicate = {**where(cell), "restart": restart, "group": group, "phase": phase}
@@ -49,14 +50,15 @@ def restart_rows(
         name: {"pid": answers["start"]["pid"], "process_started_at": _time(answers["start"]["process_started_at"])}
         for name, answers in said.items()
     }
-    rows: Rows = {"timings": [], "blocks": [], "accuracy": [], "machines": []}
+    rows: Rows = {"timings": [], "blocks": [], "accuracy": [], "generations": [], "machines": []}
     for slot in slots:
         name = slot["arm"]
         turn = {**replicate, "block": slot["block"], "position": slot["position"], "recipe": name}
         turn |= {"control": control[name]}
         turn["kept"] = slot["kept"]
         for index, (value, busy_s) in enumerate(zip(slot["seconds"], slot["busy_s"], strict=True)):
-            run = {"run_index": index, "seconds": value, "busy_s": busy_s or None}
+            tokens = slot["token_s"][index] if slot["token_s"] else ()
+            run = {"run_index": index, "seconds": value, "busy_s": busy_s or None, "token_s": tokens or None}
             rows["timings"].append({**turn, **run, **process[name]})
         rows["blocks"].append(
             {
@@ -72,8 +74,11 @@ def restart_rows(
         )
     for name, answers in said.items():
         arm = {**replicate, "recipe": name, "control": control[name]}
-        rows["accuracy"] += [{**arm, **check} for check in answers["check"]]
-        rows["machines"].append({**arm, **process[name], **_machine(answers, node, node_id), **moment})
+        rows["accuracy"] += [{**arm, **check} for check in (*answers["check"], answers.get("text")) if check]
+        made = answers.get("generated", [])
+        rows["generations"] += [{**arm, **texts(i, tokens)} for i, tokens in enumerate(made)]
+        memory = answers["memory"]
+        rows["machines"].append({**arm, **process[name], **_machine(answers, node, node_id), **memory, **moment})
     blocks = {slot["block"]: slot["kept"] for slot in slots}
     piece = {"piece": f"{cell.id}-r{restart:04d}", "kind": "restart", "node": node_id, "started_at": started_at}
     piece |= {"blocks": len(blocks), "dropped": sum(not kept for kept in blocks.values())}
@@ -82,9 +87,9 @@ def restart_rows(
 
 
 def kind_of(arm: Arm) -> Kind:
-    """Return the class of an arm: one approximate pass makes it an approximation."""
-    kinds = {PASSES[step.family][step.name].kind for step in arm.recipe.passes}
-    return "approximate" if "approximate" in kinds else "exact"
+    """Return the class of an arm: one approximate pass, or an engine's lower precision, makes it an approximation."""
+    lower = arm.recipe.session.precision != "fp32"
+    return "approximate" if lower or any(find(step).kind == "approximate" for step in arm.recipe.passes) else "exact"
 
 
 def variant_row(
@@ -93,9 +98,12 @@ def variant_row(
     manifest: Mapping[str, Any],
     effects: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    executed: Executed,
+    executed: Executed | None,
 ) -> dict[str, Any]:
-    """Return the row of `variants`: what the arm's passes did (their `effects` added up) and what is executed."""
+    """Return the row of `variants`: what the arm's passes did (their `effects` added up) and what is executed.
+
+    `executed` is None for an engine that executes no graph.
+    """
     histogram: dict[str, int] = {}
     for effect in effects:
         for op, count in effect["histogram_difference"].items():
@@ -118,11 +126,11 @@ def variant_row(
         "build_s": manifest["build_s"],
         "changed": any(effect["changed"] for effect in effects),
         "graph_sha256": manifest["graph_sha256"],
-        "executed_sha256": executed.sha256,
-        "executed_nodes": executed.nodes,
-        "executed_histogram": json.dumps(executed.histogram),
-        "placement_sha256": executed.placement_sha256,
-        "placement": json.dumps(executed.placement),
+        "executed_sha256": executed and executed.sha256,
+        "executed_nodes": executed and executed.nodes,
+        "executed_histogram": executed and executed.histogram and json.dumps(executed.histogram),
+        "placement_sha256": executed and executed.placement_sha256,
+        "placement": executed and json.dumps(executed.placement),
         "settings_sha256": settings_sha256(settings),
         "settings": json.dumps(settings, sort_keys=True),
     }

@@ -1,4 +1,4 @@
-"""ONNX Runtime: everything that shapes execution as explicit settings, and the session that is timed."""
+"""ONNX Runtime: everything that shapes execution as explicit settings, and the session that they make."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from llama_bench.engines.binding import place_of
+from llama_bench.engines.failures import failing
 from llama_bench.errors import InputError, WorkError, nearest
 
 if TYPE_CHECKING:
+    from llama_bench.engines import Task, TimedSession
     from llama_bench.sweep import Session, Target
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
@@ -52,18 +53,8 @@ CUDA_OPTIONS = {
 }
 """ONNX Runtime's defaults, written down so that a new version's defaults cannot shift a comparison unseen."""
 
-ELEMENT_TYPES = {
-    "tensor(float)": 1,
-    "tensor(uint8)": 2,
-    "tensor(int8)": 3,
-    "tensor(int32)": 6,
-    "tensor(int64)": 7,
-    "tensor(bool)": 9,
-    "tensor(float16)": 10,
-    "tensor(double)": 11,
-    "tensor(bfloat16)": 16,
-}
-"""ONNX Runtime's name of a tensor type → number of the type in onnx.TensorProto."""
+LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
+"""Provider → the library of ONNX Runtime that has it, which needs others that do not come with it."""
 
 FATAL = 4
 ERROR = 3
@@ -85,28 +76,42 @@ def check_installation(installed: Callable[[str], object] = metadata.version) ->
         raise InputError("ONNX Runtime is not installed: pip install onnxruntime-gpu (or onnxruntime without a GPU)")
 
 
-def settings(session: Session, target: Target, physical_cores: int) -> dict[str, Any]:
+def settings(engine: str, session: Session, target: Target, physical_cores: int) -> dict[str, Any]:
     """Return everything that shapes execution, ready for JSON: equal for equal arms, different for different ones.
 
     `tf32` and `cuda_graph` exist on CUDA only, so elsewhere they make no difference. Threads are those of the target,
-    or `physical_cores`. Raises InputError for an option that is set twice: by its own key and among the provider's.
+    or `physical_cores`. Raises InputError for an option that is set twice (by its own key and among the provider's),
+    for a precision, and for an optimiser that ONNX Runtime does not have.
     """
+    if session.precision != "fp32":
+        raise InputError(
+            f"precision {session.precision!r} is not for engine {engine!r}, which computes in what the model says: "
+            f"{{passes: [{{precision: {session.precision}}}]}} converts the model"
+        )
     options: dict[str, str] = {}
     if target.provider == CUDA:
-        options = {
-            **CUDA_OPTIONS,
-            "use_tf32": str(int(session.tf32)),
-            "enable_cuda_graph": str(int(session.cuda_graph)),
-        }
+        options = cuda_options(session)
         for option, key in (("use_tf32", "tf32"), ("enable_cuda_graph", "cuda_graph")):
-            if option in session.provider_options:
-                raise InputError(f"provider option {option!r} has a key of its own in a recipe's session: {key!r}")
-    options |= {key: _text(value) for key, value in session.provider_options.items()}
-    return {
-        "engine": "onnxruntime",
+            refuse_twice(session, option, key)
+    options |= {key: text(value) for key, value in session.provider_options.items()}
+    return common(engine, session, target, physical_cores) | {
         "provider": target.provider,
         "provider_options": dict(sorted(options.items())),
+    }
+
+
+def common(engine: str, session: Session, target: Target, physical_cores: int) -> dict[str, Any]:
+    """Return the settings that every engine made of ONNX Runtime has, all but the provider and its options."""
+    disabled: tuple[str, ...] = ()
+    if session.disabled_optimizers:
+        from llama_bench.passes.optimizers import check_optimizers
+
+        disabled = check_optimizers(session.disabled_optimizers)
+    return {
+        "engine": engine,
         "optimization_level": session.optimization_level,
+        "disabled_optimizers": list(disabled),
+        "precision": session.precision,
         "io": session.io,
         "intra_op_num_threads": target.threads or physical_cores,
         "inter_op_num_threads": 1,
@@ -118,90 +123,25 @@ def settings(session: Session, target: Target, physical_cores: int) -> dict[str,
     }
 
 
+def cuda_options(session: Session) -> dict[str, str]:
+    """Return the options of the CUDA provider that a recipe's session stands for."""
+    return {**CUDA_OPTIONS, "use_tf32": text(session.tf32), "enable_cuda_graph": text(session.cuda_graph)}
+
+
+def refuse_twice(session: Session, option: str, key: str) -> None:
+    """Raise InputError when a provider option is given that a recipe's session has a key for."""
+    if option in session.provider_options:
+        raise InputError(f"provider option {option!r} has a key of its own in a recipe's session: {key!r}")
+
+
+def text(value: object) -> str:
+    """Return the value of a provider option as ONNX Runtime takes it."""
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
 def settings_sha256(settings: Mapping[str, Any]) -> str:
     """Return the hash of `settings`, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-class TimedSession:
-    """One ONNX Runtime session on the variant in `folder`, its inputs and outputs bound once.
-
-    With `io: device` inputs lie on the provider's device before the first run and outputs stay there, in buffers that
-    every run reuses; with `io: host` each run takes numpy arrays and gives new ones, as the study did. `adjust` may
-    change the session's options before it is made. Raises WorkError when the session cannot be made, runs on another
-    provider than asked for, or wants inputs that `inputs` lacks.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, np.ndarray],
-        *,
-        adjust: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.session = _open(folder / "model.onnx", settings, adjust)
-        self.providers: list[str] = self.session.get_providers()
-        self.names: list[str] = [output.name for output in self.session.get_outputs()]
-        self._feed = self._wanted(inputs)
-        self._results: list[np.ndarray] = []
-        self._ran = False
-        self._binding = self._bind(settings) if settings["io"] == "device" else None
-        self._synchronize = settings["provider"] != CPU
-
-    def run(self) -> None:
-        """Execute once; returns when the outputs are complete. Raises WorkError when ONNX Runtime fails."""
-        try:
-            if self._binding is None:
-                self._results = self.session.run(None, self._feed)
-            else:
-                self.session.run_with_iobinding(self._binding)
-                if self._synchronize:
-                    self._binding.synchronize_outputs()
-            self._ran = True
-        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise WorkError(f"ONNX Runtime failed while running: {_line(error)}") from error
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Return the outputs of the last run by name, on the host.
-
-        Raises WorkError before the first run, and for a type that numpy does not have (bfloat16).
-        """
-        if not self._ran:
-            raise WorkError("there are no outputs before the first run")
-        try:
-            results = self._results if self._binding is None else self._binding.copy_outputs_to_cpu()
-        except RuntimeError as error:
-            raise WorkError(f"the outputs cannot be read: {_line(error)}") from error
-        return dict(zip(self.names, results, strict=True))
-
-    def _wanted(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        wanted = [value.name for value in self.session.get_inputs()]
-        for name in wanted:
-            if name not in inputs:
-                raise WorkError(f"the model wants an input {name!r} that the workload does not give")
-        return {name: np.ascontiguousarray(inputs[name]) for name in wanted}
-
-    def _bind(self, settings: Mapping[str, Any]) -> Any:
-        """Bind the inputs, already on the device, and every output to a buffer of its own."""
-        from onnxruntime import OrtValue
-
-        device = "cpu" if settings["provider"] == CPU else "cuda"
-        device_id = int(settings["provider_options"].get("device_id", 0))
-        binding = self.session.io_binding()
-        for name, array in self._feed.items():
-            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array, device, device_id))
-        for output in self.session.get_outputs():
-            if not all(isinstance(size, int) for size in output.shape):
-                # a shape that the graph does not say: the first run makes the buffer, later ones write into it
-                binding.bind_output(output.name, device, device_id)
-                continue
-            element_type = ELEMENT_TYPES.get(output.type)
-            if element_type is None:
-                raise WorkError(f"output {output.name!r} is a {output.type}, which cannot be bound")
-            buffer = OrtValue.ortvalue_from_shape_and_type(list(output.shape), element_type, device, device_id)
-            binding.bind_ortvalue_output(output.name, buffer)
-        return binding
 
 
 def session_options(settings: Mapping[str, Any]) -> Any:
@@ -222,8 +162,48 @@ def session_options(settings: Mapping[str, Any]) -> Any:
     return options
 
 
-def _open(model: Path, settings: Mapping[str, Any], adjust: Callable[[Any], None] | None) -> Any:
-    """Make the session; raises WorkError unless it runs on the provider that `settings` name."""
+def missing(settings: Mapping[str, Any]) -> str | None:
+    """Return why this machine cannot run with the provider of `settings`: the build, or a library that it needs."""
+    import onnxruntime as ort
+
+    provider = settings["provider"]
+    if provider not in ort.get_available_providers():
+        return f"this build of ONNX Runtime has no {provider}{nearest(provider, ort.get_available_providers())}"
+    preload(provider)
+    library = missing_library(provider)
+    return library and f"{provider} needs the library {library}, which is not installed here"
+
+
+def open_session(
+    folder: Path, settings: Mapping[str, Any], task: Task, *, adjust: Callable[[Any], None] | None = None
+) -> TimedSession:
+    """Load the variant in `folder` and make it ready to run; `adjust` may change the session's options before.
+
+    Raises WorkError when the session cannot be made, runs on another provider than asked for, or wants inputs that the
+    task lacks.
+    """
+    return timed(load(folder / "model.onnx", settings, adjust), settings, task)
+
+
+def timed(session: Any, settings: Mapping[str, Any], task: Task) -> TimedSession:
+    """Return the session that runs the task on an InferenceSession, as its graph has a KV cache or not."""
+    from llama_bench.engines.cached import CachedSession
+    from llama_bench.engines.cached_graph import PAST
+    from llama_bench.engines.static import StaticSession
+
+    place = place_of(settings)
+    if any(value.name.startswith(PAST) for value in session.get_inputs()):
+        return CachedSession(session, settings, place, task)
+    if task.workload["kind"] != "prefill":
+        raise WorkError(f"{task.workload['kind']} needs a graph with a KV cache, and this one takes no {PAST}*")
+    return StaticSession(session, settings, place, task.inputs)
+
+
+def load(model: Path, settings: Mapping[str, Any], adjust: Callable[[Any], None] | None = None) -> Any:
+    """Make an InferenceSession; raises WorkError unless it runs on the provider that `settings` name.
+
+    `fallback` in the settings are providers, with their options, for what the first one does not take.
+    """
     import onnxruntime as ort
 
     provider = settings["provider"]
@@ -233,42 +213,58 @@ def _open(model: Path, settings: Mapping[str, Any], adjust: Callable[[Any], None
         )
     # a provider that cannot load is reported by a WorkError below; ONNX Runtime's own coloured lines add nothing
     ort.set_default_logger_severity(FATAL if provider != CPU else ERROR)
-    if provider == CUDA:
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
+    preload(provider)
+    providers = {provider: settings["provider_options"], **settings.get("fallback", {}), CPU: {}}
     options = session_options(settings)
     if adjust is not None:
         adjust(options)
-    providers = [(provider, dict(settings["provider_options"])), *([] if provider == CPU else [CPU])]
     try:
-        session = ort.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-        raise WorkError(f"ONNX Runtime cannot load {model}: {_line(error)}") from error
-    session.disable_fallback()
-    expected = [CPU] if provider == CPU else [provider, CPU]
-    if session.get_providers() != expected:
+        session = make(model, options, settings, providers=[(name, dict(given)) for name, given in providers.items()])
+    except WorkError as error:  # TensorRT's provider fails where CUDA's falls back
+        raise WorkError(_why_not(provider)) if missing_library(provider) else error from error
+    if session.get_providers() != list(providers):
         raise WorkError(f"ONNX Runtime fell back to {session.get_providers()[0]}: {_why_not(provider)}")
     return session
 
 
-def _why_not(provider: str) -> str:
-    """Say why `provider` did not come up: the library that the loader misses, or that there is no device."""
+def make(model: Path, options: Any, settings: Mapping[str, Any], **providers: Any) -> Any:
+    """Return onnxruntime.InferenceSession without its fallback to other providers. Raises WorkError."""
     import onnxruntime as ort
 
-    if provider == CUDA and sys.platform == "linux":
-        library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    with failing(f"to load {model}"):
+        disabled = settings["disabled_optimizers"]
+        session = ort.InferenceSession(
+            str(model), options, enable_fallback=0, disabled_optimizers=disabled, **providers
+        )
+    session.disable_fallback()
+    return session
+
+
+def preload(provider: str) -> None:
+    """Load the CUDA libraries that come as Python packages; the loader does not look where those are."""
+    import onnxruntime as ort
+
+    if provider in LIBRARIES:
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def missing_library(provider: str) -> str | None:
+    """Return the name of a library that the provider's own needs and the loader does not find."""
+    import onnxruntime as ort
+
+    if provider in LIBRARIES and sys.platform == "linux":
         try:
-            ctypes.CDLL(str(library))
+            ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / LIBRARIES[provider]))
         except OSError as error:
             if "cannot open shared object file" in str(error):
-                missing = str(error).split(":")[0]
-                return f"{provider} needs the library {missing}, which is not installed here"
+                return str(error).split(":")[0]
+    return None
+
+
+def _why_not(provider: str) -> str:
+    """Say why `provider` did not come up: the library that the loader misses, or that there is no device."""
+    library = missing_library(provider)
+    if library:
+        return f"{provider} needs the library {library}, which is not installed here"
     return f"{provider} found no device that it can use"
-
-
-def _text(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

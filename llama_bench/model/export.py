@@ -6,23 +6,24 @@ import contextlib
 import gc
 import io
 import logging
-import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from llama_bench.errors import WorkError
 from llama_bench.model import inputs as model_inputs
+from llama_bench.model.weights import weight_bytes
 from llama_bench.sweep import TORCHSCRIPT_MAX_OPSET, Model, Workload
 
 if TYPE_CHECKING:
-    from torch.onnx import ONNXProgram
-
     from llama_bench.model.llama import Llama
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Named: TypeAlias = Mapping[str, Array]
 
 # Opsets that each exporter of torch 2.13 can write. Asked for less, dynamo writes 18 without a word.
 OPSETS = {"torchscript": range(13, TORCHSCRIPT_MAX_OPSET + 1), "dynamo": range(18, 26)}
@@ -30,38 +31,38 @@ OPSETS = {"torchscript": range(13, TORCHSCRIPT_MAX_OPSET + 1), "dynamo": range(1
 # reordered fp32 sums come to about 1e-6, a wrong graph to 1e-2 and more.
 TOLERANCE = 1e-4
 
+CHECKED = ((1, 0, 7), (2, 5, 1), (2, 3, 4))
+"""Sequences, cached and new tokens at which the graph of a cached model is checked: a prefill, a step, and between."""
 
-def export(model: Model, workload: Workload, folder: Path) -> dict[str, Any]:
+
+def export(model: Model, workload: Workload, folder: Path, weights: Named | None = None) -> dict[str, Any]:
     """Export `model` for `workload` into the empty `folder`, check it, and return the facts.
 
-    Writes `model.onnx`, the weights inside or beside it (where they end up is the exporter's choice; above 2 GB always
-    beside it), and `reference.safetensors`: torch's fp32 outputs by name for `make_inputs(model, workload)`. The facts
-    are ready for JSON: `check` (see `compare`), `nodes` of the main graph, `seconds`, `exporter`, `opset`.
+    Writes `model.onnx` and the weights inside or beside it (where they end up is the exporter's choice; dynamo's lie
+    beside it). The weights are the model's own, or those given by their Hugging Face names. A graph is checked against
+    torch at the timed shape, that of a cached model at CHECKED. The facts are ready for JSON: `check` (see `compare`;
+    the largest of all checks), `nodes` of the main graph, `seconds`, `exporter`, `opset`.
 
-    Raises WorkError when the exporter cannot do it or when ONNX Runtime's outputs differ from torch's, InputError when
-    the workload asks for what the model does not have.
+    Raises WorkError when the exporter cannot do it, when ONNX Runtime's outputs differ from torch's or when `weights`
+    do not fit the model, InputError when the workload asks for what the model does not have.
     """
-    from safetensors.numpy import save_file
-
-    from llama_bench.model import llama
+    from llama_bench.model import streamed
 
     started = time.perf_counter()
     model_inputs.check(model, workload)
     check_opset(model)
     path = folder / "model.onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    network = llama.build(model, workload)
-    expected = llama.run(network, model, workload)
+    network = streamed.build(model, workload, weights)
     write(network, model, workload, path)
+    cases = expectations(network, model, workload)
     del network
     gc.collect()  # the weights are about to be loaded a second time
-    save_file(expected, folder / "reference.safetensors")
-    shutil.copymode(path, folder / "reference.safetensors")  # safetensors lets nobody but the owner read its files
     nodes, opset = count(path)
     if opset != model.opset:
         raise WorkError(f"model {model.label}: exporter {model.exporter} wrote opset {opset}, not {model.opset}")
     return {
-        "check": check(folder, model, workload, expected),
+        "check": check(folder, model, cases),
         "nodes": nodes,
         "seconds": time.perf_counter() - started,
         "exporter": model.exporter,
@@ -82,30 +83,20 @@ def check_opset(model: Model) -> None:
 
 
 def write(network: Llama, model: Model, workload: Workload, path: Path) -> None:
-    """Write `network` to `path` with static shapes. Raises WorkError with the exporter's own reason."""
-    import torch
+    """Write `network` to `path`, static or, of a cached model, of any batch, length and past.
 
-    given = model_inputs.make_inputs(model, workload)
-    names = model_inputs.input_names(model)
-    arguments = tuple(torch.from_numpy(given[name]) for name in names)
-    options: dict[str, Any] = {
-        "input_names": names,
-        "output_names": model_inputs.output_names(model, workload),
-        "opset_version": model.opset,
-        "verbose": False,
-    }
+    Raises WorkError with the exporter's own reason.
+    """
     try:
         with quiet():
             if model.exporter == "dynamo":
-                program = torch.onnx.export(network, arguments, dynamo=True, optimize=model.constant_folding, **options)
-                assert program is not None
-                forget_origin(program)
-                program.save(path, external_data=True)
+                from llama_bench.model import dynamo
+
+                dynamo.write(model, workload, path, tensors(network))
             else:
-                # A str, because above 2 GB the exporter takes a Path for an open file and gives up.
-                torch.onnx.export(
-                    network, arguments, str(path), dynamo=False, do_constant_folding=model.constant_folding, **options
-                )
+                torchscript(network, model, workload, path)
+    except WorkError:
+        raise
     except Exception as error:  # the exporters raise whatever their parts raise
         reason = str(error).strip().splitlines() or [""]
         raise WorkError(
@@ -114,44 +105,89 @@ def write(network: Llama, model: Model, workload: Workload, path: Path) -> None:
         ) from error
 
 
-def forget_origin(program: ONNXProgram) -> None:
-    """Drop dynamo's notes on where a node comes from, but for its module (`namespace`).
+def tensors(network: Llama) -> Iterator[tuple[str, Array]]:
+    """Yield what the network computes with, by name: its parameters one at a time, then its buffers."""
+    yield from network.tensors()
+    yield from ((name, buffer.numpy()) for name, buffer in network.named_buffers())
 
-    Stack traces hold the paths of this machine: the same export would have other bytes on another one.
+
+def torchscript(network: Llama, model: Model, workload: Workload, path: Path) -> None:
+    """Write `network` to `path` by the exporter that traces it."""
+    import torch
+
+    from llama_bench.model import llama
+
+    given = model_inputs.make_inputs(model, workload)
+    torch.onnx.export(
+        network,
+        tuple(llama.arguments(model, given, [])),
+        str(path),  # above 2 GB the exporter takes a Path for an open file and gives up
+        dynamo=False,
+        do_constant_folding=model.constant_folding,
+        input_names=model_inputs.input_names(model),
+        output_names=model_inputs.output_names(model, workload),
+        opset_version=model.opset,
+        verbose=False,
+    )
+
+
+def expectations(network: Llama, model: Model, workload: Workload) -> list[tuple[Named, Named]]:
+    """Return what the graph is to be given and what torch makes of it, by name, once for each shape to check.
+
+    A causal model makes the same of a token whatever comes after it, so one run of torch without a cache answers for
+    every split into cached and new tokens.
     """
-    graph = program.model.graph
-    graph.metadata_props.clear()
-    for value in (*graph.inputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-    for node in graph.all_nodes():
-        kept = node.metadata_props.get("namespace")
-        node.metadata_props.clear()
-        if kept is not None:
-            node.metadata_props["namespace"] = kept
-        for value in node.outputs:
-            value.metadata_props.clear()
+    from llama_bench.model import llama
+
+    if not model.cache:
+        return [(model_inputs.make_inputs(model, workload), llama.run(network, model, workload))]
+    batch, count = max(b for b, _, _ in CHECKED), max(past + new for _, past, new in CHECKED)
+    ids = model_inputs.token_ids(model, batch, count)
+    given = {"input_ids": ids, "position_ids": model_inputs.positions(batch, 0, count)}
+    everything = network.returning("logits") if workload.outputs == "last_logits" else network
+    first, *kept = llama.run(everything, model, workload, given).values()
+    pasts, names = model_inputs.cache_names(model, "past"), model_inputs.output_names(model, workload)
+    cases: list[tuple[Named, Named]] = []
+    for b, past, new in CHECKED:
+        step = {"input_ids": ids[:b, past : past + new], "position_ids": model_inputs.positions(b, past, new)}
+        cache = [np.ascontiguousarray(tensor[:b, :, :past]) for tensor in kept]
+        made = first[:b, past : past + new][:, -1 if workload.outputs == "last_logits" else 0 :]
+        expected = [made, *(tensor[:b, :, : past + new] for tensor in kept)]
+        cases.append((step | dict(zip(pasts, cache, strict=True)), dict(zip(names, expected, strict=True))))
+    return cases
 
 
-def check(
-    folder: Path, model: Model, workload: Workload, expected: Mapping[str, np.ndarray[Any, Any]]
-) -> dict[str, dict[str, float]]:
-    """Run `folder/model.onnx` in ONNX Runtime on the CPU at the timed shape, and `compare` it with `expected`."""
+def check(folder: Path, model: Model, cases: Sequence[tuple[Named, Named]]) -> dict[str, dict[str, float]]:
+    """Run `folder/model.onnx` in ONNX Runtime on the CPU and `compare` it with what is expected, case by case.
+
+    Returns the largest difference of all cases by output.
+    """
     import onnxruntime
+
+    from llama_bench.model import streamed
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if weight_bytes(model) > streamed.RESIDENT_BYTES:  # leave the weights in their file, mapped into memory
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    worst: dict[str, dict[str, float]] = {}
     try:
         session = onnxruntime.InferenceSession(
             folder / "model.onnx", sess_options=options, providers=["CPUExecutionProvider"]
         )
         names = [output.name for output in session.get_outputs()]
-        results = session.run(names, model_inputs.make_inputs(model, workload))
+        results = [session.run(names, given) for given, _ in cases]
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise WorkError(
             f"model {model.label}: the export does not run in ONNX Runtime: {str(error).splitlines()[0][:300]}"
         ) from error
-    return compare(model.label, expected, dict(zip(names, results, strict=True)))
+    for (_, expected), result in zip(cases, results, strict=True):
+        for name, found in compare(model.label, expected, dict(zip(names, result, strict=True))).items():
+            before = worst.setdefault(name, found)
+            worst[name] = {what: max(before[what], found[what]) for what in found}
+    return worst
 
 
 def compare(

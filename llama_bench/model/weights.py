@@ -1,9 +1,13 @@
-"""Seeded weights: every tensor is drawn from its own name, so it has the same bytes on every node and version."""
+"""A model's weights, one tensor at a time: read from its source, or drawn from seeds.
+
+A seeded tensor is drawn from its own name, so it has the same bytes on every node and version.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import Any
 
@@ -23,15 +27,15 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     A tied `lm_head` has no parameter of its own.
     """
     hidden, intermediate = model.hidden_size, model.intermediate_size
-    kv = model.kv_heads * model.head_dim
+    query, kv = model.num_attention_heads * model.head_size, model.kv_heads * model.head_size
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
     for i in range(model.num_hidden_layers):
         layer = f"model.layers.{i}."
         for name, rows, columns, bias in (
-            ("self_attn.q_proj", hidden, hidden, model.attention_bias),
+            ("self_attn.q_proj", query, hidden, model.attention_bias),
             ("self_attn.k_proj", kv, hidden, model.attention_bias),
             ("self_attn.v_proj", kv, hidden, model.attention_bias),
-            ("self_attn.o_proj", hidden, hidden, model.attention_bias),
+            ("self_attn.o_proj", hidden, query, model.attention_bias),
             ("mlp.gate_proj", intermediate, hidden, model.mlp_bias),
             ("mlp.up_proj", intermediate, hidden, model.mlp_bias),
             ("mlp.down_proj", hidden, intermediate, model.mlp_bias),
@@ -45,6 +49,22 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     if model.head == "lm" and not model.tie_word_embeddings:
         found["lm_head.weight"] = (model.vocab_size, hidden)
     return found
+
+
+def load(model: Model) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
+    """Yield every parameter of `shapes(model)`, in that order: its name and its values, float32, one at a time.
+
+    Raises WorkError that names file, tensor and shape when the source's tensors are not those of the model (before
+    the first is yielded), InputError when the source is not there.
+    """
+    needed = shapes(model)
+    if model.source is None:
+        for name, shape in needed.items():
+            yield name, draw(name, shape, model.seed)
+        return
+    from llama_bench.model import source
+
+    yield from source.tensors(model, needed)
 
 
 def weight_bytes(model: Model) -> int:

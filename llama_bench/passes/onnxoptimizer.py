@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_bench.errors import WorkError
-from llama_bench.passes.info import PassInfo
+from llama_bench.passes.info import PassInfo, Work
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -89,6 +89,11 @@ MEMORY_FACTOR = 7
 """Peak memory of onnxoptimizer in models: the file, protobuf, its own graph and the way back (measured: 6–7)."""
 
 TIMEOUT_S = 3600.0
+
+
+def work(given: Work) -> None:
+    """Do one piece of work of this family."""
+    apply(given.name, given.source, given.destination)
 
 
 def apply(name: str, source: Path, destination: Path, *, embed_bytes: int = EMBED_BYTES) -> None:

@@ -29,14 +29,18 @@ def write_report(path: str, out: Path | None = None) -> list[Path]:
 
 def write(frames: Any, out: Path) -> list[Path]:
     """Write the report of `frames` (:class:`llama_bench.stats.views.Frames`) into the folder `out`."""
-    from llama_bench.report import charts, page, tables, trust
+    from llama_bench.report import charts, page, pareto, tables, trust
     from llama_bench.report.answer import answer
+    from llama_bench.report.generation import generation
+    from llama_bench.report.tradeoffs import Answers
 
     run = frames.run
-    speedups, cells = frames.speedups.collect(), frames.cells.collect()
-    answers = answer(speedups)
+    speedups, cells, known = frames.speedups.collect(), frames.cells.collect(), Answers.of(frames)
+    answers = answer(speedups, known)
     found: dict[str, Sequence[Table | None]] = {
-        "Results": tables.results(speedups, cells, run),
+        "Results": tables.results(speedups, cells, run, known),
+        "Speed, accuracy and size together": tables.tradeoffs(speedups, run, known),
+        "Text generation": generation(frames.generation.collect(), frames.generations.collect(), run),
         "Can these verdicts be believed?": [trust.noise(cells)],
         "The speed of light here": [trust.ceilings(frames.ceilings.collect())],
         "Failures": [tables.failures(frames.failures.collect())],
@@ -44,7 +48,8 @@ def write(frames: Any, out: Path) -> list[Path]:
     }
     sections = [(heading, [table for table in those if table is not None]) for heading, those in found.items()]
     title, facts = f"Sweep {run['sweep']['name']}", _facts(run)
-    drawn = [(chart, chart.svg()) for chart in charts.charts(speedups, run)]
+    placed = pareto.charts(frames.pareto.collect())
+    drawn = [(chart, chart.svg()) for chart in (*placed, *charts.charts(speedups, run))]
     files: dict[str, str | bytes] = {
         "report.html": page.page(title, answers, sections, [(svg, chart.caption) for chart, svg in drawn], facts),
         "report.md": _markdown(title, answers, sections, facts),

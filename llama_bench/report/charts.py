@@ -68,12 +68,12 @@ def charts(speedups: pl.DataFrame, run: Row) -> list[Chart]:
     for target in timed["target"].unique(maintain_order=True):
         part = timed.filter(pl.col("target") == target)
         for chart in (*_forest(target, part, run), *_sizes(target, part, run)):
-            found.append(Chart(_unique(chart.name, names), chart.caption, chart.spec))
+            found.append(Chart(file_name(chart.name, names), chart.caption, chart.spec))
     return found
 
 
 def _sizes(target: str, arms: pl.DataFrame, run: Row) -> Iterator[Chart]:
-    """One chart a workload, family of models and recipe."""
+    """One chart a workload, family of models and recipe; a single size makes no line."""
     families = model_families([dict(model) for model in run["sweep"]["models"]])
     for workload in arms["workload"].unique(maintain_order=True):
         for family, models in families.items():
@@ -83,7 +83,7 @@ def _sizes(target: str, arms: pl.DataFrame, run: Row) -> Iterator[Chart]:
             many += [family] if len(families) > 1 else []
             for recipe in recipes:
                 pair = part.filter(pl.col("baseline") | (pl.col("recipe") == recipe)).sort("hidden_size")
-                if pair.filter(pl.col("baseline")).height:
+                if pair.filter(pl.col("baseline"))["hidden_size"].n_unique() > 1:
                     yield _size_chart(target, recipe, many, pair)
 
 
@@ -141,7 +141,7 @@ def _size_chart(target: str, recipe: str, many: Sequence[str], pair: pl.DataFram
         f"{title}: time of a run against hidden size, {baseline} and {recipe}. Points are geometric means over "
         f"restarts, bands and bars their 95 % t intervals. {'; '.join(verdicts)}."
     )
-    return Chart(f"time-{target}-{recipe}{''.join('-' + m for m in many)}", caption, _themed(chart))
+    return Chart(f"time-{target}-{recipe}{''.join('-' + m for m in many)}", caption, themed(chart))
 
 
 def _points(pair: pl.DataFrame, factor: float) -> list[dict[str, Any]]:
@@ -179,11 +179,11 @@ def _time_axis(low: float, high: float) -> dict[str, Any]:
     if high / low < 3:
         return {"scale": alt.Scale(domain=[0, high * 1.1]), "axis": alt.Axis(tickCount=6)}
     bottom, top = low / 1.25, high * 1.25
-    axis = alt.Axis(values=_ticks(bottom, top), format="~g")
+    axis = alt.Axis(values=ticks(bottom, top), format="~g")
     return {"scale": alt.Scale(type="log", domain=[bottom, top], nice=False), "axis": axis}
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """At most eight readable numbers between `low` and `high`, for a logarithmic axis."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
@@ -230,7 +230,7 @@ def _forest(target: str, arms: pl.DataFrame, run: Row) -> Iterator[Chart]:
         f"{title}: baseline / arm with its interval. Right of the dashed line is faster than {baseline}; the grey band "
         f"is ±{margin:.0%}, which counts as no difference. Wrong arms are not shown."
     )
-    yield Chart(f"speedups-{target}", caption, _themed(chart))
+    yield Chart(f"speedups-{target}", caption, themed(chart))
 
 
 def _speedup_axis(ends: Sequence[float], title: str) -> Callable[[str], Any]:
@@ -242,7 +242,7 @@ def _speedup_axis(ends: Sequence[float], title: str) -> Callable[[str], Any]:
         left, right = left / 1.05, right * 1.05
         scale, axis = (
             alt.Scale(type="log", domain=[left, right], nice=False),
-            alt.Axis(values=_ticks(left, right), format="~g"),
+            alt.Axis(values=ticks(left, right), format="~g"),
         )
     else:
         room = (right - left) * 0.05
@@ -250,7 +250,7 @@ def _speedup_axis(ends: Sequence[float], title: str) -> Callable[[str], Any]:
     return lambda field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
-def _themed(chart: Any) -> Mapping[str, Any]:
+def themed(chart: Any) -> Mapping[str, Any]:
     """Fonts, colours and sizes of every chart, as a Vega-Lite specification."""
     text = {
         "labelFont": FONT,
@@ -260,7 +260,7 @@ def _themed(chart: Any) -> Mapping[str, Any]:
         "labelFontSize": 12,
         "titleFontSize": 12,
     }
-    themed = (
+    dressed = (
         chart.configure(background=PAPER, font=FONT, padding=12)
         .configure_axis(**text, titleFontWeight="normal", gridColor=FAINT, domainColor=INK, tickColor=INK)
         .configure_legend(
@@ -279,11 +279,11 @@ def _themed(chart: Any) -> Mapping[str, Any]:
         )
         .configure_view(stroke=FAINT)
     )
-    spec: dict[str, Any] = themed.to_dict()
+    spec: dict[str, Any] = dressed.to_dict()
     return spec
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def file_name(name: str, taken: set[str]) -> str:
     """Return `name` as a file name that is not in `taken`, and take it."""
     slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "chart"
     number, candidate = 1, slug
@@ -292,7 +292,3 @@ def _unique(name: str, taken: set[str]) -> str:
         candidate = f"{slug}-{number}"
     taken.add(candidate.lower())
     return candidate
-
-
-themed = _themed
-"""The look of every chart, for those that other modules draw."""

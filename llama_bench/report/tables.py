@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from llama_bench.report.table import DASH, Table, duration, percent, plural, ratio
+from llama_bench.report.tradeoffs import Answers, accuracy_and_size, source_notes, unbeaten
 
 Row = Mapping[str, Any]
 
 
-def results(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row) -> list[Table]:
+def results(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row, answers: Answers | None = None) -> list[Table]:
     """Return one table a target × workload × model, the largest model first; `cells` is the view of that name.
 
-    None for what no node served, or what this run left out altogether (`--only`, or stopped before it).
+    With `answers` a table of accuracy and size follows each that has approximations, or was scored on text. None for
+    what no node served, or what this run left out altogether (`--only`, or stopped before it).
     """
+    tables = []
+    for arms in _cells(speedups):
+        found = cells.filter(pl.col("cell") == arms[0]["cell"]).to_dicts()
+        tables.append(_result(arms, found[0] if found else None, run))
+        second = accuracy_and_size(arms, where(arms[0]), answers, run) if answers else None
+        tables += [second] if second else []
+    return tables
+
+
+def tradeoffs(speedups: pl.DataFrame, run: Row, answers: Answers) -> list[Table]:
+    """Return for each cell with approximations the arms that nothing beats in time, accuracy and size together."""
+    found = (unbeaten(arms, where(arms[0]), answers, run) for arms in _cells(speedups))
+    return [table for table in found if table is not None]
+
+
+def where(row: Row) -> str:
+    """Return which cell a row of a view belongs to, in words."""
+    return f"target {row['target']} · {row['model']} · {row['workload']}"
+
+
+def _cells(speedups: pl.DataFrame) -> Iterator[Sequence[Row]]:
+    """The arms of each cell that was measured, in the order of the tables."""
     left_out = (pl.col("verdict") == "skipped").all().over("cell")
     served = speedups.filter(pl.col("verdict") != "unserved", ~left_out)
-    tables = []
     for target in _targets(served):
         part = served.filter(pl.col("target") == target)
         for workload in part["workload"].unique(maintain_order=True):
@@ -27,9 +50,7 @@ def results(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row) -> list[Table
                 "hidden_size", descending=True, maintain_order=True
             )
             for cell in models["cell"].unique(maintain_order=True):
-                found = cells.filter(pl.col("cell") == cell).to_dicts()
-                tables.append(_result(models.filter(pl.col("cell") == cell), found[0] if found else None, run))
-    return tables
+                yield models.filter(pl.col("cell") == cell).to_dicts()
 
 
 def failures(failures: pl.DataFrame) -> Table | None:
@@ -105,8 +126,7 @@ COLUMNS = (
 )
 
 
-def _result(arms: pl.DataFrame, cell: Row | None, run: Row) -> Table:
-    rows = arms.to_dicts()
+def _result(rows: Sequence[Row], cell: Row | None, run: Row) -> Table:
     first = rows[0]
     baseline = next(row for row in rows if row["baseline"])
     slowest = max((row["mean_s"] for row in rows if row["mean_s"] is not None), default=0.0)
@@ -114,7 +134,8 @@ def _result(arms: pl.DataFrame, cell: Row | None, run: Row) -> Table:
     columns = tuple(f"{c} ({unit})" if c in ("Mean", "Median", "p90") else c for c in COLUMNS)
     title = f"Target {first['target']} · {first['model']} · {first['workload']}{_workload(run, first['workload'])}"
     lines = tuple(_result_row(row, baseline["recipe"], unit) for row in rows)
-    return Table(title, columns, lines, (*_notes(rows), *(_cell_notes(cell) if cell else ())))
+    notes = (*source_notes(first["cell"], run), *_notes(rows), *(_cell_notes(cell) if cell else ()))
+    return Table(title, columns, lines, notes)
 
 
 def _result_row(row: Row, baseline: str, unit: str) -> tuple[str, ...]:
@@ -175,11 +196,14 @@ def _cell_notes(cell: Row) -> Iterable[str]:
 
 
 def _workload(run: Row, name: str) -> str:
-    """Return ` (2×1024 tokens, hidden)` for the workload `name` of the sweep."""
+    """Return ` (2×1024 tokens, hidden out)` for the workload `name` of the sweep."""
     found = run["sweep"]["workloads"].get(name, {})
-    if "sequence" not in found:
-        return ""
-    return f" ({found.get('batch', 1)}×{found['sequence']} tokens, {found.get('outputs', 'logits')} out)"
+    batch = found.get("batch", 1)
+    if found.get("sequence"):
+        return f" ({batch}×{found['sequence']} tokens, {found.get('outputs', 'logits')} out)"
+    if found.get("context"):
+        return f" (batch {batch}, one token after {found['context']})"
+    return f" (batch {batch}, {found['new_tokens']} tokens after {found['prompt']})" if found.get("prompt") else ""
 
 
 def _targets(speedups: pl.DataFrame) -> list[str]:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from llama_bench.errors import InputError
 from llama_bench.estimate import flops, moved_bytes
-from llama_bench.sweep import Sweep
+from llama_bench.passes import find
+from llama_bench.sweep import Model, Recipe, Sweep, Workload
 
 Row: TypeAlias = Mapping[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -32,6 +34,15 @@ PRECISIONS = (
     ("config", "mlas.enable_gemm_fastmath_arm64_bfloat16", "bf16"),
 )
 """Where in the settings it is said that products are computed in less than fp32; the first that is on counts."""
+
+NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Precision → bytes of a number that is kept in it."""
+
+LEAST_BYTES = 0.5
+"""Bytes of a number in the caches and outputs of an approximation, which may be as small as 4 bits."""
+
+FUSED_ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
+"""Executed operators that may leave out what a causal mask hides; an export as it is computes both halves."""
 
 SAME_WITHOUT_UNITS = {"tf32": "fp32"}
 """What a GPU without units for a precision computes in when it is asked for that one."""
@@ -59,7 +70,12 @@ class Rates:
 
 
 def compute_dtype(settings: Mapping[str, Any]) -> str:
-    """Return the fastest precision that an arm's `settings` allow its fp32 matrix products: "fp32", "tf32", …"""
+    """Return the fastest precision that an arm's `settings` allow its fp32 matrix products: "fp32", "tf32", …
+
+    An engine that converts models itself says in which precision it computes.
+    """
+    if (precision := str(settings.get("precision") or "fp32")) != "fp32":
+        return precision
     for part, key, dtype in PRECISIONS:
         if str((settings.get(part) or {}).get(key, "0")).lower() in ("1", "true"):
             return dtype
@@ -116,9 +132,9 @@ def fractions(
 ) -> dict[Key, Bound]:
     """Return what each timed arm reaches of its machine's speed, where ceilings and settings are known.
 
-    `cells` are those of run.json, `times` and `variants` by (cell, arm) with `time_s`; `settings`, `weight_bytes` and
-    `class`; `machines` and `ceilings` are rows of those datasets. Of several measurements of a ceiling the best
-    counts. An approximation (`class`) computes in what its passes chose, so the machine's fastest precision bounds it.
+    `cells` are those of run.json, `times` and `variants` by (cell, arm) with `time_s`; `settings`, `weight_bytes`,
+    `class`, `engine` and `executed_histogram`; `machines` and `ceilings` are rows of those datasets. Of several
+    measurements of a ceiling the best counts. See :func:`least_s` for what bounds which arm.
     """
     rates = best(ceilings)
     hardware = {row["cell"]: row["hardware"] for row in machines}
@@ -133,12 +149,50 @@ def fractions(
         model, workload = models.get(cell["model"]), sweep.workloads.get(cell["workload"])
         if here is None or model is None or workload is None:
             continue
-        moved = moved_bytes(model, workload, variant["weight_bytes"] or 0)
-        dtype = _dtype(variant, here)
-        least = limits(flops(model, workload), moved, dtype, here.per_second, here.cache_bytes)
-        if least is not None:
+        resized = _resized(sweep.recipes.get(arm))
+        if (least := least_s(model, workload, variant, here, resized=resized)) is not None:
             found[cell_id, arm] = bound(seconds, least)
     return found
+
+
+def least_s(
+    model: Model, workload: Workload, variant: Row, rates: Rates, *, resized: bool = False
+) -> dict[By, float] | None:
+    """Return the least seconds of a run of `variant` by what sets them, None where that is not known.
+
+    A `generate` takes as long as its prompt and all its steps, each of them bounded by operations or bytes for itself:
+    it has one entry, their sum, under what sets the larger part of it. An approximation (`class`) computes in what its
+    passes chose, so the machine's fastest precision bounds it. Of a model whose sizes a pass changed (`resized`) the
+    operations are not known here: its stored weights alone bound it, and where several tokens share them nothing does.
+    """
+    if resized and workload.kind == "prefill":
+        return None
+    dtype = _dtype(variant, rates)
+    total: dict[By, float] = {"compute": 0.0, "memory": 0.0}
+    for part, times in parts(workload):
+        operations = 0.0 if resized else flops(model, part) - _hidden(model, part, variant)
+        least = limits(operations, _moved(model, part, variant), dtype, rates.per_second, rates.cache_bytes)
+        if least is None:
+            return None
+        if workload.kind != "generate":
+            return least
+        by = max(least, key=least.__getitem__)
+        total[by] += times * least[by]
+    return {max(total, key=total.__getitem__): sum(total.values())}
+
+
+def parts(workload: Workload) -> list[tuple[Workload, int]]:
+    """Return what a run consists of, and how often: a `generate` is the prefill of its prompt and its decode steps.
+
+    Their bounds grow with the context in straight lines and the larger counts, so that the step in the middle, as
+    often as there are steps, takes no longer than all steps do (Jensen 1906).
+    """
+    if workload.kind != "generate" or workload.prompt is None or workload.new_tokens is None:
+        return [(workload, 1)]
+    batch, steps = workload.batch, workload.new_tokens - 1
+    prompt = Workload(kind="prefill", batch=batch, sequence=workload.prompt, outputs="last_logits", kv_out=False)
+    middle = Workload(kind="decode", batch=batch, context=workload.prompt + max(steps - 1, 0) // 2)
+    return [(prompt, 1), (middle, steps)] if steps else [(prompt, 1)]
 
 
 def best(ceilings: Iterable[Row]) -> dict[tuple[str | None, str], Rates]:
@@ -153,8 +207,44 @@ def best(ceilings: Iterable[Row]) -> dict[tuple[str | None, str], Rates]:
     return found
 
 
+def _resized(recipe: Recipe | None) -> bool:
+    """Whether a pass of the recipe changed the model's sizes (or may have: a pass that is not known any more)."""
+    try:
+        return recipe is not None and any(find(step).level == "checkpoint" for step in recipe.passes)
+    except InputError:
+        return True
+
+
 def _dtype(variant: Row, rates: Rates) -> str:
-    if variant["class"] != "approximate":
-        return compute_dtype(json.loads(variant["settings"]))
+    said = compute_dtype(json.loads(variant["settings"]))
+    if variant["class"] != "approximate" or said in NUMBER_BYTES.keys() - {"fp32", "tf32"}:
+        return said
     products = [(rate, dtype) for (what, dtype), rate in rates.per_second.items() if what == "matmul"]
     return max(products)[1] if products else "fp32"
+
+
+def _moved(model: Model, workload: Workload, variant: Row) -> float:
+    """Return the bytes that a run moves at least, in the precision in which the arm keeps them.
+
+    An engine that converts a model keeps all of it in its precision. What passes made of the weights is stored; what
+    they made of caches and outputs may be as small as `LEAST_BYTES` a number.
+    """
+    weights = variant["weight_bytes"] or 0
+    moved = moved_bytes(model, workload, weights)
+    precision = str(json.loads(variant["settings"]).get("precision") or "fp32")
+    if precision != "fp32":
+        return moved * NUMBER_BYTES.get(precision, LEAST_BYTES) / NUMBER_BYTES["fp32"]
+    if variant["class"] != "approximate":
+        return moved
+    rest = moved_bytes(model, workload, 0)
+    return moved - rest + rest * LEAST_BYTES / NUMBER_BYTES["fp32"]
+
+
+def _hidden(model: Model, workload: Workload, variant: Row) -> float:
+    """Return the operations that a causal mask hides and fused attention leaves out: 2·B·S·(S − 1)·heads·D a layer."""
+    fused = (variant.get("engine") or "onnxruntime") != "onnxruntime"
+    executed = json.loads(variant.get("executed_histogram") or "{}")
+    if workload.kind != "prefill" or not (fused or any(op in FUSED_ATTENTION for op in executed)):
+        return 0.0
+    width = model.num_attention_heads * model.head_size * model.num_hidden_layers
+    return 2.0 * workload.batch * workload.given * (workload.given - 1) * width

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llama_bench.bench.text import TEXT
+
 Row = Mapping[str, Any]
 
 IDENTITY = ("executed_sha256", "placement_sha256", "settings_sha256", "engine")
@@ -16,7 +18,8 @@ def no_op(arm: Row | None, baseline: Row | None, baseline_name: str) -> str | No
     """Return the sentence that proves an arm a no-op, None where it is none or was not examined.
 
     `arm` and `baseline` are rows of the dataset `variants`. The same graph alone is no proof: sessions that differ
-    only in threads, TF32 or CUDA graphs execute the same graph (the definition is the design's).
+    only in threads, TF32 or CUDA graphs execute the same graph (the definition is the design's). An engine that
+    executes no graph has none to show, and is never a no-op.
     """
     if arm is None or baseline is None:
         return None
@@ -47,6 +50,8 @@ def wrong(rows: Sequence[Row]) -> str | None:
     if not outside:
         return None
     worst = max(outside, key=_badness)
+    if worst["output"] == TEXT:  # asked once an arm
+        return f"its predictions on text are outside their bounds against torch in fp32: {_violation(worst)}"
     restarts = len({row["restart"] for row in outside})
     return (
         f"output {worst['output']} is outside its accuracy bound against torch in fp32: {_violation(worst)}, "
@@ -160,12 +165,12 @@ def _kinds(histogram_difference: str | None) -> dict[str, int]:
     return {str(op): int(count) for op, count in found.items() if count}
 
 
-def _badness(row: Row) -> float:
-    """Order of wrong answers: any value that is not finite is worse than any difference."""
+def _badness(row: Row) -> tuple[int, float]:
+    """Order of wrong answers: values that are not finite, then what says most to a reader, text, then the largest."""
     largest = row["max_rel"]
-    if row["nonfinite"] or largest is None or largest != largest:
-        return float("inf")
-    return float(largest)
+    if row["nonfinite"] or (largest is not None and largest != largest):
+        return 2, 0.0
+    return int(row["output"] == TEXT), float("inf") if largest is None else float(largest)
 
 
 def _number(value: float | None) -> str:

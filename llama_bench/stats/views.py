@@ -1,4 +1,4 @@
-"""The views of a run: datasets as polars LazyFrames, the views `speedups` and `cells`, and SQL over them."""
+"""The views of a run: datasets as polars LazyFrames, the views made of them, and SQL over all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 
 from llama_bench import results
 from llama_bench.errors import InputError, nearest
-from llama_bench.stats import cells, speedups
+from llama_bench.stats import accuracy, cells, generation, pareto, sizes, speedups
 from llama_bench.stats.judged import judge_run
 
 
@@ -23,10 +23,15 @@ class Frames:
 
     speedups: pl.LazyFrame
     cells: pl.LazyFrame
+    accuracy_by_arm: pl.LazyFrame
+    sizes: pl.LazyFrame
+    pareto: pl.LazyFrame
+    generation: pl.LazyFrame
     timings: pl.LazyFrame
     blocks: pl.LazyFrame
     variants: pl.LazyFrame
     accuracy: pl.LazyFrame
+    generations: pl.LazyFrame
     machines: pl.LazyFrame
     failures: pl.LazyFrame
     pieces: pl.LazyFrame
@@ -58,12 +63,18 @@ def load(path: str | Path) -> Frames:
 def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames:
     """Return the views of `run` (run.json) over its `datasets`.
 
-    `speedups` and `cells` are computed when the first of them is collected, from what is read then.
+    All but the datasets are computed when the first of them is collected, from what is read then.
     """
     judged = cache(lambda: judge_run(run, datasets))
+    by_arm = cache(lambda: accuracy.table(judged()))
+    sized = cache(lambda: sizes.table(judged(), datasets["machines"]))
     return Frames(
         speedups=pl.defer(lambda: speedups.table(judged()), schema=speedups.SCHEMA),
         cells=pl.defer(lambda: cells.table(judged()), schema=cells.SCHEMA),
+        accuracy_by_arm=pl.defer(by_arm, schema=accuracy.SCHEMA),
+        sizes=pl.defer(sized, schema=sizes.SCHEMA),
+        pareto=pl.defer(lambda: pareto.table(judged(), by_arm(), sized()), schema=pareto.SCHEMA),
+        generation=pl.defer(lambda: generation.table(judged(), datasets["timings"]), schema=generation.SCHEMA),
         run=run,
         **{name: datasets[name] for name in results.SCHEMAS},
     )

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def one(actual: Any, expected: Any = Y, limits: Bounds = FP32, name: str = "y") 
 def test_a_row_has_the_columns_of_the_dataset_and_an_equal_answer_has_no_error() -> None:
     row = one(Y.copy())
     names = SCHEMAS["accuracy"].names
-    assert list(row) == names[names.index("output") :]
+    about_text = ["perplexity", "reference_perplexity", "tokens", "window", "stride"]
+    assert list(row) == [name for name in names[names.index("output") :] if name not in about_text]
     assert row == {
         "output": "y", "class": "exact", "max_abs": 0.0, "max_rel": 0.0, "cosine": 1.0, "kl": None, "top1": None,
         "nan": 0, "infinite": 0, "nonfinite": 0, "bound": 1e-4, "bounds": row["bounds"],
@@ -167,13 +169,69 @@ def test_an_output_is_named_and_rows_are_sorted_and_other_outputs_do_not_count()
     ]  # fmt: skip
 
 
+CACHED = {"logits": Y, "present.0.key": Y, "present.0.value": Y}
+
+
+def test_an_approximation_answers_for_its_logits_and_its_cache_is_recorded_without_a_bound() -> None:
+    answer = {"logits": Y, "present.0.key": Y * 2, "present.0.value": Y.astype(np.float16)}
+    tight = {row["output"]: row for row in compare(answer, CACHED, FP32, "exact")}
+    loose = {row["output"]: row for row in compare(answer, CACHED, FP32, "approximate")}
+    assert tight["present.0.key"]["within_bound"] is False
+    for name in ("present.0.key", "present.0.value"):
+        judged = [loose[name][column] for column in ("bound", "bounds", "within_bound", "violated")]
+        assert judged == [None] * 4
+    assert loose["present.0.key"]["max_rel"] == 1.0
+    assert loose["logits"]["within_bound"] is True
+    assert compare(answer | {"logits": -Y}, CACHED, FP32, "approximate")[0]["within_bound"] is False
+
+
+@pytest.mark.parametrize("key", [None, Y[:1], np.zeros(Y.shape, np.int8), np.zeros(Y.shape, np.uint8)])
+def test_a_cache_that_an_approximation_lacks_or_keeps_otherwise_has_no_row(key: Any) -> None:
+    answer = {"logits": Y, "present.0.value": Y} | ({} if key is None else {"present.0.key": key})
+    rows = compare(answer, CACHED, LOOSE, "approximate")
+    assert [row["output"] for row in rows] == ["logits", "present.0.value"]
+    assert [row["output"] for row in compare(answer, CACHED, LOOSE, "exact") if not row["within_bound"]] == (
+        [] if key is not None and key.shape == Y.shape else ["present.0.key"]
+    )
+
+
+def test_logits_that_an_approximation_lacks_or_shapes_otherwise_are_wrong() -> None:
+    for answer in ({}, {"logits": Y[:1]}):
+        [row] = compare(answer, {"logits": Y}, LOOSE, "approximate")
+        assert row["within_bound"] is False
+
+
+def test_generated_tokens_are_counted_where_they_agree_and_those_of_an_fp32_rewrite_must_all() -> None:
+    expected = np.array([[5, 6, 7, 8], [1, 2, 3, 4]])
+    other = np.array([[5, 6, 7, 8], [1, 9, 3, 9]])
+    for kind, limits, within in (
+        ("exact", FP32, False),
+        ("exact", BOUNDS["tf32"], True),
+        ("approximate", LOOSE, None),
+    ):
+        [row] = compare({"tokens": other}, {"tokens": expected}, limits, kind)
+        assert (row["top1"], row["within_bound"]) == (0.75, within)
+        assert [row[name] for name in ("max_abs", "max_rel", "cosine", "kl")] == [None] * 4
+    [row] = compare({"tokens": other}, {"tokens": expected}, FP32, "exact")
+    assert row["violated"] == "2 of 8 tokens are not torch's, the first at position 1 of sequence 1"
+    [same] = compare({"tokens": expected.copy()}, {"tokens": expected}, FP32, "exact")
+    assert (same["top1"], same["within_bound"], same["violated"]) == (1.0, True, None)
+
+
+def test_tokens_of_another_number_are_wrong_for_an_exact_rewrite_and_no_row_for_an_approximation() -> None:
+    expected = np.array([[5, 6, 7, 8]])
+    [row] = compare({"tokens": expected[:, :2]}, {"tokens": expected}, FP32, "exact")
+    assert row["violated"] == "its shape is [1, 2], the reference's is [1, 4]"
+    assert compare({"tokens": expected[:, :2]}, {"tokens": expected}, LOOSE, "approximate") == []
+
+
 def test_tf32_arms_get_the_bounds_of_tf32_and_no_sweep_loosens_an_exact_rewrite() -> None:
-    loose = AccuracyBounds(max_rel=0.5, min_cosine=0.1, max_kl=9.0, min_top1=0.1)
+    loose = AccuracyBounds(max_rel=0.5, min_cosine=0.1, max_kl=9.0, min_top1=0.1, max_perplexity_increase=0.3)
     tf32 = {"provider_options": {"use_tf32": "1"}}
     assert bounds("exact", tf32, loose) == BOUNDS["tf32"]
     for settings in ({"provider_options": {"use_tf32": "0"}}, {"provider_options": {}}, {}):
         assert bounds("exact", settings, loose) == FP32
-    assert bounds("approximate", tf32, loose) == Bounds(0.5, 0.1, 9.0, 0.1)
+    assert bounds("approximate", tf32, loose) == Bounds(0.5, 0.1, 9.0, 0.1, 0.3)
 
 
 def test_exact_rewrites_are_held_tighter_than_any_approximation_is_by_default() -> None:
@@ -195,14 +253,17 @@ def test_the_documented_bounds_are_those_that_hold() -> None:
             r"^\| (exact|approximate) \| (\w+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE
         )
     }
+    of_outputs = {
+        name: replace(found, max_perplexity_increase=None, same_tokens=False) for name, found in BOUNDS.items()
+    }
     assert documented == {
-        ("exact", "fp32"): BOUNDS["fp32"],
-        ("exact", "TF32"): BOUNDS["tf32"],
+        ("exact", "fp32"): of_outputs["fp32"],
+        ("exact", "TF32"): of_outputs["tf32"],
         ("approximate", "any"): bounds("approximate", {}, AccuracyBounds()),
     }
 
 
 def test_the_process_that_is_timed_imports_no_torch_for_it() -> None:
-    program = "import sys, llama_bench.bench.accuracy; print({'torch', 'scipy', 'onnx', 'pydantic'} & set(sys.modules))"
+    program = "import sys, llama_bench.bench.text; print({'torch', 'scipy', 'onnx', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -155,13 +155,13 @@ def test_numpy_is_no_way_for_another_number_of_threads_than_it_takes() -> None:
     ("op", "left", "right"), [("MatMul", "float32", "float32"), ("MatMulInteger", "uint8", "int8")]
 )
 def test_onnx_runtime_multiplies_in_a_session_set_up_like_an_arms(op: str, left: str, right: str) -> None:
-    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    settings = engine.settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=1), 1)
     run = roofline_cpu.ort_product(settings, op, left, right, (16, 32, 8))
     assert run() > 0
 
 
 def test_a_session_that_has_no_kernel_is_an_error_and_no_slow_way() -> None:
-    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    settings = engine.settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=1), 1)
     with pytest.raises(Exception, match="MatMulInteger"):
         roofline_cpu.ort_product(settings, "MatMulInteger", "float32", "float32", (16, 32, 8))
 
@@ -170,6 +170,6 @@ def test_a_session_that_has_no_kernel_is_an_error_and_no_slow_way() -> None:
 def test_the_graphs_that_read_and_copy_on_a_gpu_are_ones_that_onnx_runtime_runs(
     op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = engine.settings(Session(), Target(tag="bench_cpu", threads=1), 1)
+    settings = engine.settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=1), 1)
     monkeypatch.setattr(roofline_cuda, "_settings", lambda tf32: settings)
     assert roofline_cuda._ort_bytes(op, (2**16,))() > 0

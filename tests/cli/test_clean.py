@@ -78,7 +78,7 @@ def test_what_a_named_sweep_needs_stays(store: Store, tmp_path: Path) -> None:
         "workloads: {prefill: {sequence: 8}}\n"
         "targets: {cpu: {tag: bench_cpu}}\n"
     )
-    [export] = make(read_sweep(file), versions.stages()).artifacts
+    export, _ = make(read_sweep(file), versions.stages()).artifacts
     _save(store, export, tmp_path / "d", 3.0)
     assert CliRunner().invoke(make_app(), ["clean", store.uri, "--sweep", str(file)]).exit_code == 0
     assert store.has(export)

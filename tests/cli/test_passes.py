@@ -20,6 +20,6 @@ def test_every_pass_of_the_table_is_listed_with_its_class() -> None:
 def test_a_refused_pass_is_listed_with_the_reason() -> None:
     refused = [(name, info.refused) for table in PASSES.values() for name, info in table.items() if info.refused]
     assert refused
-    lines = CliRunner().invoke(make_app(), ["passes"], env={"COLUMNS": "250"}).stdout.splitlines()
+    lines = CliRunner().invoke(make_app(), ["passes"], env={"COLUMNS": "500"}).stdout.splitlines()
     for name, reason in refused:
         assert any(name in line and f"refused: {reason}" in line for line in lines)

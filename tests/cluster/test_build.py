@@ -15,7 +15,7 @@ from llama_bench.sweep import Sweep
 
 def test_a_pass_that_changes_nothing_shares_the_graph_and_costs_a_small_file(sweep: Sweep, store: Store) -> None:
     plan = make(sweep, {})
-    export, step = plan.artifacts.values()
+    export, _, step = plan.artifacts.values()
     first = build(export, store)
     before = store.size("")
     second = build(step, store)

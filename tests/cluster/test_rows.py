@@ -26,6 +26,9 @@ def said(pid: int) -> dict[str, Any]:
         "load": {"providers": ["CPUExecutionProvider"], "threads": 2},
         "warmup": {"runs": 3, "seconds": 0.1, "steady": True},
         "check": [check],
+        "memory": {"peak_bytes": 10 * pid, "device_bytes": None},
+        "generated": [[4, 5]],
+        "text": {**check, "output": "text", "perplexity": 9.0},
     }
 
 
@@ -34,8 +37,15 @@ def rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     cell = make(sweep, {}).cells[0]
     slot = {"block": 0, "at": datetime.now(UTC), "washout_runs": 1, "washout_s": 0.05, "kept": True, "seen": SEEN}
     slots = [
-        {**slot, "position": 0, "arm": "control", "seconds": (0.5, 2.0), "busy_s": (0.0, 0.0)},
-        {**slot, "position": 1, "arm": "original", "seconds": (4.0, 1.0), "busy_s": (0.5, 0.25)},
+        {**slot, "position": 0, "arm": "control", "seconds": (0.5, 2.0), "busy_s": (0.0, 0.0), "token_s": ()},
+        {
+            **slot,
+            "position": 1,
+            "arm": "original",
+            "seconds": (4.0, 1.0),
+            "busy_s": (0.5, 0.25),
+            "token_s": ((3, 1), (0.5, 0.5)),
+        },
     ]
     return restart_rows(
         cell,
@@ -49,6 +59,7 @@ def rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
         node=NODE,
         moment={"load_1m": 0.5, "versions": "{}"},
         node_id="n",
+        texts=lambda sequence, tokens: {"sequence": sequence, "tokens": tokens, "agreed": 1},
     )
 
 
@@ -84,3 +95,17 @@ def test_what_a_busy_loop_took_is_kept_and_nothing_where_there_was_none(rows: di
 def test_every_slot_of_a_block_carries_what_was_seen_around_it(rows: dict[str, list[dict[str, Any]]]) -> None:
     assert [(row["kept"], row["cpu_pressure"], row["disturbed"]) for row in rows["blocks"]] == [(True, 0.1, None)] * 2
     assert (rows["pieces"][0]["blocks"], rows["pieces"][0]["dropped"]) == (1, 0)
+
+
+def test_what_each_token_took_is_kept_with_its_run(rows: dict[str, list[dict[str, Any]]]) -> None:
+    assert [row["token_s"] for row in rows["timings"]] == [None, None, (3, 1), (0.5, 0.5)]
+
+
+def test_text_generated_tokens_and_memory_have_rows_of_their_own(rows: dict[str, list[dict[str, Any]]]) -> None:
+    assert [(row["recipe"], row["output"]) for row in rows["accuracy"]] == [
+        ("control", "y"), ("control", "text"), ("original", "y"), ("original", "text"),
+    ]  # fmt: skip
+    assert [(row["recipe"], row["sequence"], row["tokens"]) for row in rows["generations"]] == [
+        ("control", 0, [4, 5]), ("original", 0, [4, 5]),
+    ]  # fmt: skip
+    assert [row["peak_bytes"] for row in rows["machines"]] == [70, 80]

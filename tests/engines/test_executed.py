@@ -10,17 +10,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from llama_bench import passes
-from llama_bench.engines.executed import Executed, examine, placement
-from llama_bench.engines.onnxruntime import settings
+from llama_bench import engines, passes
+from llama_bench.engines import Task
+from llama_bench.engines.executed import Executed, by_provider, examine, placement
 from llama_bench.errors import WorkError
-from llama_bench.sweep import Pass, Session, Target
+from llama_bench.sweep import Model, Pass, Session, Target, Workload
 
 X = np.random.default_rng(1).normal(size=(4, 32)).astype(np.float32)
 
 
 def chosen(**session: Any) -> dict[str, Any]:
-    return settings(Session(**session), Target(tag="bench_cpu", threads=1), 1)
+    return engines.settings("onnxruntime", Session(**session), Target(tag="bench_cpu", threads=1), 1)
 
 
 @pytest.fixture
@@ -47,13 +47,19 @@ def original(tmp_path: Path) -> Path:
     return folder
 
 
+def applied(name: str, source: Path, destination: Path) -> bool:
+    model, workload = Model(hidden_size=32, num_attention_heads=2), Workload(sequence=4)
+    step = Pass(family="onnxoptimizer", name=name)
+    return passes.apply(step, source, destination, model, workload, destination.parent).changed
+
+
 def examined(folder: Path, scratch: Path, **session: Any) -> Executed:
-    return examine(folder, chosen(**session), {"x": X}, scratch)
+    return examine(folder, chosen(**session), Task({"cache": False}, {"kind": "prefill"}, {"x": X}), scratch)
 
 
 def test_a_pass_that_onnx_runtime_repeats_itself_is_a_no_op_only_where_it_does(original: Path, tmp_path: Path) -> None:
     without = tmp_path / "without"
-    assert passes.apply(Pass(family="onnxoptimizer", name="eliminate_identity"), original, without).changed
+    assert applied("eliminate_identity", original, without)
 
     plain, optimised = (examined(folder, tmp_path, optimization_level="disable") for folder in (original, without))
     assert plain.sha256 != optimised.sha256
@@ -69,7 +75,7 @@ def test_a_pass_that_onnx_runtime_repeats_itself_is_a_no_op_only_where_it_does(o
 
 def test_a_fusion_that_leaves_its_matmul_behind_is_seen(original: Path, tmp_path: Path) -> None:
     name = "fuse_matmul_add_bias_into_gemm"
-    passes.apply(Pass(family="onnxoptimizer", name=name), original, tmp_path / name)
+    applied(name, original, tmp_path / name)
     executed = examined(tmp_path / name, tmp_path)
     assert executed.histogram["MatMul"] == 2  # ONNX Runtime runs the dead one too
     assert executed.sha256 != examined(original, tmp_path).sha256
@@ -83,6 +89,39 @@ def test_one_weight_changes_the_executed_graph(original: Path, tmp_path: Path) -
     after = examined(original, tmp_path)
     assert after.sha256 != before.sha256
     assert after.placement_sha256 == before.placement_sha256
+
+
+def test_a_disabled_optimiser_leaves_its_nodes_in_the_executed_graph(growing: Any, tmp_path: Path) -> None:
+    workload = Workload(kind="decode", batch=1, context=3)
+    plain, without = (
+        examine(growing.folder, chosen(disabled_optimizers=names), growing.task(workload), tmp_path)
+        for names in ((), ("QuickGeluFusion",))
+    )
+    assert plain.histogram is not None
+    assert without.histogram is not None
+    assert (plain.histogram["QuickGelu"], plain.histogram.get("Sigmoid", 0)) == (2, 0)
+    assert (without.histogram.get("QuickGelu", 0), without.histogram["Sigmoid"]) == (0, 2)
+    assert plain.sha256 != without.sha256
+
+
+def test_a_graph_with_a_shared_cache_is_examined_in_every_kind_of_run(shared: Any, tmp_path: Path) -> None:
+    variant = shared()
+    kinds = [
+        Workload(kind="prefill", sequence=4, outputs="last_logits"),
+        Workload(kind="decode", context=3),
+        Workload(kind="generate", prompt=3, new_tokens=2),
+    ]
+    found = [examine(variant.folder, chosen(), variant.task(workload), tmp_path) for workload in kinds]
+    assert found[0] == found[1] == found[2]
+    assert found[0].histogram is not None
+    assert found[0].histogram["GroupQueryAttention"] == 2
+    assert found[0].placement == {"CPUExecutionProvider": found[0].histogram}
+
+
+def test_nodes_by_provider_are_sorted_and_counted() -> None:
+    placed = [("B", "MatMul"), ("A", "Gather"), ("B", "Add"), ("B", "MatMul")]
+    assert list(by_provider(placed)) == ["A", "B"]
+    assert by_provider(placed) == {"A": {"Gather": 1}, "B": {"Add": 1, "MatMul": 2}}
 
 
 @pytest.mark.parametrize("io", ["device", "host"])

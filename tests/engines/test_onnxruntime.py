@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,13 +13,10 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from llama_bench.engines.onnxruntime import (
-    TimedSession,
-    check_installation,
-    session_options,
-    settings,
-    settings_sha256,
-)
+from llama_bench import engines
+from llama_bench.engines import Task
+from llama_bench.engines.onnxruntime import check_installation, missing, session_options, settings_sha256
+from llama_bench.engines.static import StaticSession
 from llama_bench.errors import InputError, WorkError
 from llama_bench.sweep import Session, Target
 
@@ -61,6 +59,16 @@ def inputs() -> dict[str, np.ndarray]:
     return {"x": X, "keep": np.array([3, 1])}
 
 
+def settings(session: Session, target: Target, physical_cores: int) -> dict[str, Any]:
+    return engines.settings("onnxruntime", session, target, physical_cores)
+
+
+def opened(folder: Path, chosen: dict[str, Any], given: dict[str, np.ndarray]) -> StaticSession:
+    session = engines.open_session(folder, chosen, Task({"cache": False}, {"kind": "prefill"}, given))
+    assert isinstance(session, StaticSession)
+    return session
+
+
 @pytest.mark.parametrize("target", [CPU, CUDA])
 def test_equal_arms_have_equal_settings_that_json_can_hold(target: Target) -> None:
     first, second = settings(Session(), target, 8), settings(Session(), target, 8)
@@ -79,6 +87,7 @@ def test_equal_arms_have_equal_settings_that_json_can_hold(target: Target) -> No
         Session(optimization_level="disable"),
         Session(provider_options={"prefer_nhwc": True}),
         Session(config={"session.intra_op.allow_spinning": "0"}),
+        Session(disabled_optimizers=("ConstantFolding",)),
     ],
 )
 def test_every_option_of_an_idea_shows_in_the_settings_on_cuda(session: Session) -> None:
@@ -110,8 +119,8 @@ def test_onnx_runtime_gets_what_the_settings_say(level: str) -> None:
 
 @pytest.mark.parametrize("io", ["device", "host"])
 def test_a_session_gives_the_right_outputs_of_its_last_run(folder: Path, io: str) -> None:
-    given = inputs()
-    session = TimedSession(folder, settings(Session(io=io), CPU, 1), {**given, "unused": X})
+    given = {"x": X.copy(), "keep": np.array([3, 1])}
+    session = opened(folder, settings(Session(io=io), CPU, 1), {**given, "unused": X})
     assert session.providers == ["CPUExecutionProvider"]
     with pytest.raises(WorkError, match="before the first run"):
         session.outputs()
@@ -122,15 +131,15 @@ def test_a_session_gives_the_right_outputs_of_its_last_run(folder: Path, io: str
     np.testing.assert_array_equal(first["kept"], first["y"][[3, 1]])
 
     kept = first["y"].copy()
-    given["x"] *= 0  # on the CPU the bound input is the caller's array
+    session._feed["x"][...] = 0  # on the CPU what is bound is the session's own copy of the input
     session.run()
-    given["x"] += np.float32(1)
     np.testing.assert_array_equal(first["y"], kept)
     assert (session.outputs()["y"] == 1).all()
+    np.testing.assert_array_equal(given["x"], X)
 
 
 def test_bound_outputs_are_written_into_the_same_memory_in_every_run(folder: Path) -> None:
-    session = TimedSession(folder, settings(Session(), CPU, 1), inputs())
+    session = opened(folder, settings(Session(), CPU, 1), inputs())
     values = []  # held, so that a new buffer could not have an old one's address
     for _ in range(3):
         session.run()
@@ -144,7 +153,7 @@ def test_shapes_that_the_graph_does_not_say_are_bound_after_a_first_run(folder: 
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = f"rows_of_{value.name}"
     onnx.save_model(model, str(folder / "model.onnx"))
-    session = TimedSession(folder, settings(Session(), CPU, 1), inputs())
+    session = opened(folder, settings(Session(), CPU, 1), inputs())
     session.run()
     before = list(session._binding.get_outputs())
     session.run()
@@ -154,50 +163,81 @@ def test_shapes_that_the_graph_does_not_say_are_bound_after_a_first_run(folder: 
 
 def test_an_input_that_is_not_given_is_named(folder: Path) -> None:
     with pytest.raises(WorkError, match="wants an input 'keep'"):
-        TimedSession(folder, settings(Session(), CPU, 1), {"x": X})
+        opened(folder, settings(Session(), CPU, 1), {"x": X})
 
 
 def test_a_model_that_cannot_be_loaded_or_run_is_an_error_of_one_line(folder: Path) -> None:
     given = inputs() | {"keep": np.array([3, 99])}
     with pytest.raises(WorkError, match="failed while running") as error:
-        TimedSession(folder, settings(Session(io="host"), CPU, 1), given).run()
+        opened(folder, settings(Session(io="host"), CPU, 1), given).run()
     assert "\n" not in str(error.value)
     (folder / "model.onnx").write_bytes(b"nonsense")
-    with pytest.raises(WorkError, match=r"cannot load .*model\.onnx") as error:
-        TimedSession(folder, settings(Session(), CPU, 1), given)
+    with pytest.raises(WorkError, match=r"failed to load .*model\.onnx") as error:
+        opened(folder, settings(Session(), CPU, 1), given)
     assert "\n" not in str(error.value)
 
 
 def test_a_provider_that_this_build_lacks_is_named(folder: Path) -> None:
     target = Target(tag="bench_cpu", provider="NoSuchExecutionProvider")
     with pytest.raises(WorkError, match="this build of ONNX Runtime has no NoSuchExecutionProvider"):
-        TimedSession(folder, settings(Session(), target, 1), inputs())
+        opened(folder, settings(Session(), target, 1), inputs())
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="a CPU build")
 def test_a_gpu_session_without_a_gpu_says_what_is_missing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WorkError, match="fell back to CPUExecutionProvider: CUDAExecutionProvider ") as error:
-        TimedSession(folder, settings(Session(), CUDA, 1), inputs())
+        opened(folder, settings(Session(), CUDA, 1), inputs())
     assert "needs the library lib" in str(error.value) or "found no device" in str(error.value)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_output_of_a_type_that_numpy_lacks_is_a_failure_in_words(tmp_path: Path) -> None:
-    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (bfloat16[2] y) { y = Cast <to = 16> (x) }'
+@pytest.mark.parametrize(("word", "number"), [("bfloat16", 16), ("float16", 10)])
+def test_outputs_in_half_precision_come_out_as_fp32(tmp_path: Path, word: str, number: int) -> None:
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => ({word}[2] y) {{ y = Cast <to = {number}> (x) }}'
+    )
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
-    timed = TimedSession(tmp_path, settings(Session(), CPU, 1), {"x": np.zeros(2, dtype=np.float32)})
-    timed.run()
-    with pytest.raises(WorkError, match=r"the outputs cannot be read: .*Numpy"):
-        timed.outputs()
+    session = opened(tmp_path, settings(Session(), CPU, 1), {"x": np.array([1.5, -3e-5], dtype=np.float32)})
+    session.run()
+    found = session.outputs()["y"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [1.5, -3e-5], rtol=1e-2)
+
+
+def test_a_precision_is_a_matter_of_passes() -> None:
+    with pytest.raises(InputError, match=r"precision 'bf16' is not for engine 'onnxruntime'.*precision: bf16"):
+        settings(Session(precision="bf16"), CPU, 1)
+
+
+def test_optimisers_that_do_not_exist_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(
+        InputError, match=r"no optimiser 'QuickGeluFusoin' to disable; did you mean 'QuickGeluFusion'\?"
+    ):
+        settings(Session(disabled_optimizers=("QuickGeluFusoin",)), CPU, 1)
+    chosen = settings(Session(disabled_optimizers=("QuickGeluFusion", "ConstantFolding", "QuickGeluFusion")), CPU, 1)
+    assert chosen["disabled_optimizers"] == ["ConstantFolding", "QuickGeluFusion"]
+
+
+def test_what_is_missing_is_the_build_or_a_library() -> None:
+    assert missing(settings(Session(), CPU, 1)) is None
+    other = settings(Session(), Target(tag="bench", provider="QNNExecutionProvider"), 1)
+    assert engines.missing(other).startswith("this build of ONNX Runtime has no QNNExecutionProvider")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and not has_gpu():
+        why = missing(settings(Session(), CUDA, 1))
+        assert why is None or why.startswith("CUDAExecutionProvider needs the library lib")
+
+
+def test_memory_on_the_gpu_is_nobodys_on_a_cpu(folder: Path) -> None:
+    assert opened(folder, settings(Session(), CPU, 1), inputs()).device_bytes() is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
 @pytest.mark.parametrize("session", [Session(), Session(tf32=False), Session(cuda_graph=True), Session(io="host")])
 def test_a_gpu_session_runs_on_the_gpu(folder: Path, session: Session) -> None:
-    timed = TimedSession(folder, settings(session, CUDA, 1), inputs())
+    timed = opened(folder, settings(session, CUDA, 1), inputs())
     assert timed.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     for _ in range(3):
         timed.run()

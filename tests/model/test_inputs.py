@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama_bench.errors import InputError
-from llama_bench.model.inputs import input_names, make_inputs, output_names
+from llama_bench.model.inputs import input_names, make_inputs, output_names, step_inputs
 from llama_bench.sweep import Workload
 
 
@@ -51,3 +51,39 @@ def test_logits_of_a_model_without_a_head_are_refused(tiny):
 def test_a_sequence_longer_than_the_positions_is_refused(tiny):
     with pytest.raises(InputError, match="65 is longer than max_position_embeddings 64"):
         make_inputs(tiny(), Workload(sequence=65))
+
+
+def test_a_cached_model_takes_and_gives_the_keys_and_values_of_every_layer(tiny):
+    model = tiny(cache=True, num_hidden_layers=2)
+    parts = ["0.key", "0.value", "1.key", "1.value"]
+    assert input_names(model) == ["input_ids", "position_ids", *(f"past.{part}" for part in parts)]
+    given_anyway = Workload(sequence=4, kv_out=False)  # without them there would be no next step
+    assert output_names(model, given_anyway) == ["logits", *(f"present.{part}" for part in parts)]
+
+
+def test_a_decode_step_is_given_its_context_and_its_own_token(tiny):
+    decode = make_inputs(tiny(cache=True), Workload(kind="decode", batch=2, context=6))
+    generate = make_inputs(tiny(cache=True), Workload(kind="generate", batch=2, prompt=5, new_tokens=3))
+    assert decode["input_ids"].shape == decode["position_ids"].shape == (2, 7)
+    assert generate["input_ids"].shape == (2, 5)
+
+
+def test_text_cannot_be_made_without_a_cache(tiny):
+    with pytest.raises(InputError, match="decode needs a KV cache: give the model cache: true"):
+        make_inputs(tiny(), Workload(kind="decode", context=6))
+
+
+def test_generating_beyond_the_positions_is_refused(tiny):
+    make_inputs(tiny(cache=True), Workload(kind="generate", prompt=60, new_tokens=5))  # the 5th is not fed back
+    with pytest.raises(InputError, match="65 is longer"):
+        make_inputs(tiny(cache=True), Workload(kind="generate", prompt=60, new_tokens=6))
+
+
+def test_a_step_says_where_it_stands_in_every_way_that_a_graph_may_ask_for():
+    step = step_inputs(np.array([[5, 6], [7, 8]]), 3)
+    assert {name: (array.tolist(), array.dtype.name) for name, array in step.items()} == {
+        "input_ids": ([[5, 6], [7, 8]], "int64"),
+        "position_ids": ([[3, 4], [3, 4]], "int64"),
+        "seqlens_k": ([4, 4], "int32"),
+        "total_sequence_length": (5, "int32"),
+    }

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from llama_bench.model import llama, weights
-from llama_bench.model.inputs import input_names, make_inputs, output_names
-from llama_bench.sweep import Model, Workload
+from llama_bench.errors import WorkError
+from llama_bench.model import layers, llama, weights
+from llama_bench.model.inputs import input_names, make_inputs, output_names, positions, token_ids
+from llama_bench.sweep import Model, RopeScaling, Workload
+
+# Of the four wavelengths of a head of 8 one is kept, one lies between, and two are stretched.
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
 
 VARIANTS = {
     "multi-head": {},
@@ -18,10 +22,17 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "masked": {"attention_mask": True},
     "other base and eps": {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
+    "stretched evenly": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "stretched by wavelength": {"rope_scaling": LLAMA3, "num_key_value_heads": 2},
+    "wide heads": {"head_dim": 12, "num_key_value_heads": 2},
+    "narrow heads": {"head_dim": 6, "attention_bias": True, "tie_word_embeddings": True},
     "flattened": {"flatten_tokens": True},
     "flattened, biased": {"flatten_tokens": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    "flattened, wide heads": {"flatten_tokens": True, "head_dim": 12},
     "flattened, masked, tied": {"flatten_tokens": True, "attention_mask": True, "tie_word_embeddings": True},
 }
+
+CACHED = [name for name, keys in VARIANTS.items() if not {"flatten_tokens", "attention_mask"} & keys.keys()]
 
 CONFIG = [
     "hidden_size",
@@ -44,6 +55,8 @@ def hugging_face(model: Model, network: llama.Llama) -> torch.nn.Module:
 
     config = transformers.LlamaConfig(
         **{name: getattr(model, name) for name in CONFIG},
+        head_dim=model.head_size,
+        rope_scaling=model.rope_scaling.model_dump() if model.rope_scaling else None,
         num_key_value_heads=model.kv_heads,
         attn_implementation="eager",
     )
@@ -53,7 +66,7 @@ def hugging_face(model: Model, network: llama.Llama) -> torch.nn.Module:
     return theirs.eval()
 
 
-def their_outputs(theirs: torch.nn.Module, **inputs: torch.Tensor) -> list[np.ndarray]:
+def their_outputs(theirs: torch.nn.Module, **inputs: object) -> list[np.ndarray]:
     with torch.inference_mode():
         out = theirs(**inputs, use_cache=True)
     first = out.logits if hasattr(out, "logits") else out.last_hidden_state
@@ -74,6 +87,51 @@ def test_outputs_agree_with_hugging_face_on_the_same_weights(tiny, variant, head
     for (name, mine), other in zip(ours.items(), theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-4, err_msg=name)
         assert np.abs(mine).max() > 1e-2, f"{name} is so small that anything would agree"
+
+
+@pytest.mark.parametrize("variant", CACHED)
+def test_a_prefill_and_steps_through_the_cache_agree_with_hugging_face(tiny, variant):
+    model = tiny(cache=True, **VARIANTS[variant])
+    network = llama.build(model, Workload(sequence=1))
+    theirs, ids = hugging_face(model, network), token_ids(model, 2, 12)
+    cache, past = llama.empty_cache(model, 2), None
+    for start, end in ((0, 6), (6, 7), (7, 8), (8, 12)):
+        given = {"input_ids": ids[:, start:end], "position_ids": positions(2, start, end - start)}
+        with torch.inference_mode():
+            ours = network(*llama.arguments(model, given, cache))
+            there = {name: torch.from_numpy(array) for name, array in given.items()}
+            out = theirs(**there, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        kept = [part for layer in past.layers for part in (layer.keys, layer.values)]
+        for mine, other in zip(ours, [out.logits, *kept], strict=True):
+            assert mine.shape == other.shape
+            np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=0, atol=1e-4)
+        cache = list(zip(ours[1::2], ours[2::2], strict=True))
+
+
+def test_a_cached_model_gives_the_outputs_of_the_static_one(tiny):
+    workload = Workload(batch=2, sequence=9)
+    plain, cached = (llama.run(llama.build(model, workload), model, workload) for model in (tiny(), tiny(cache=True)))
+    assert list(plain) == list(cached)
+    for name, values in plain.items():
+        np.testing.assert_allclose(cached[name], values, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "linear", "factor": 4.0}, LLAMA3], ids=["linear", "llama3"])
+def test_stretched_positions_change_the_answers(tiny, scaling):
+    workload = Workload(sequence=40, kv_out=False)
+    plain, stretched = (
+        llama.run(llama.build(model, workload), model, workload)["logits"]
+        for model in (tiny(), tiny(rope_scaling=scaling))
+    )
+    assert np.abs(plain - stretched).max() > 1e-4
+
+
+def test_short_waves_are_kept_and_long_ones_stretched_with_a_ramp_between():
+    turns = np.array([100.0, 4.0, 2.5, 1.0, 0.01])  # in the length of the training's texts
+    frequencies = turns * 2 * np.pi / 8192
+    scaling = RopeScaling(rope_type="llama3", factor=8.0)
+    np.testing.assert_allclose(llama.stretched(frequencies, scaling) / frequencies, [1, 1, 0.5625, 1 / 8, 1 / 8])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -149,15 +207,15 @@ def test_padding_is_not_seen_by_the_tokens(tiny):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_masked_scores_survive_every_float_type(dtype):
     allowed = torch.tensor([[True, True, False], [False, False, False]])
-    probabilities = torch.softmax(torch.zeros(2, 3, dtype=dtype) + llama.additive(allowed).to(dtype), dim=-1)
+    probabilities = torch.softmax(torch.zeros(2, 3, dtype=dtype) + layers.additive(allowed).to(dtype), dim=-1)
     assert torch.isfinite(probabilities).all()
     assert probabilities[0, 2] == 0
 
 
 def test_the_last_logits_are_those_of_the_last_token(tiny):
     model = tiny()
-    everything = llama.reference(model, Workload(batch=2, sequence=6))
-    last = llama.reference(model, Workload(batch=2, sequence=6, outputs="last_logits"))
+    workloads = Workload(batch=2, sequence=6), Workload(batch=2, sequence=6, outputs="last_logits")
+    everything, last = (llama.run(llama.build(model, workload), model, workload) for workload in workloads)
     assert last["logits"].shape == (2, 1, model.vocab_size)
     np.testing.assert_allclose(last["logits"], everything["logits"][:, -1:], rtol=0, atol=1e-6)
 
@@ -178,3 +236,40 @@ def test_parameters_hold_the_seeded_weights(tiny):
     model = tiny(seed=5)
     drawn = weights.draw("model.norm.weight", (32,), 5)
     np.testing.assert_array_equal(llama.build(model, Workload(sequence=4)).state_dict()["model.norm.weight"], drawn)
+
+
+def checkpoint(model: Model) -> dict[str, np.ndarray]:
+    return {name: weights.draw(name, shape, 7) for name, shape in weights.shapes(model).items()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_given_weights_take_the_place_of_the_models_own(tiny, tied):
+    model, workload = tiny(tie_word_embeddings=tied), Workload(sequence=4)
+    given = checkpoint(model) | ({"lm_head.weight": np.zeros((96, 32), np.float32)} if tied else {})
+    ours, own = llama.build(model, workload, given), llama.build(model.model_copy(update={"seed": 7}), workload)
+    assert list(ours.state_dict()) == list(own.state_dict())
+    for name, values in own.state_dict().items():
+        np.testing.assert_array_equal(ours.state_dict()[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model.norm.weight": None}, r"lack model\.norm\.weight \(and 0 more\)"),
+        ({"model.norm.weight": np.ones(31, np.float32)}, r"model\.norm\.weight has shape \[31\], not \[32\]"),
+        ({"model.norm.bias": np.ones(32, np.float32)}, r"hold model\.norm\.bias, which the model does not have"),
+    ],
+)
+def test_given_weights_that_do_not_fit_are_refused_by_name(tiny, changed, message):
+    given = {name: array for name, array in (checkpoint(tiny()) | changed).items() if array is not None}
+    with pytest.raises(WorkError, match=message):
+        llama.build(tiny(), Workload(sequence=4), given)
+
+
+def test_other_outputs_are_computed_with_the_same_weights(tiny):
+    model = tiny(cache=True)
+    network = llama.build(model, Workload(sequence=5, outputs="last_logits"))
+    everything = network.returning("logits")
+    assert everything.lm_head.weight is network.lm_head.weight
+    whole, last = (llama.run(which, model, Workload(sequence=5))["logits"] for which in (everything, network))
+    np.testing.assert_allclose(whole[:, -1:], last, rtol=0, atol=1e-6)

@@ -65,3 +65,18 @@ def test_a_tied_head_costs_no_bytes():
     )
     assert with_head - tied == 4 * 96 * 32
     assert tied == without
+
+
+def test_without_a_source_every_parameter_is_drawn_from_its_name(tiny):
+    model = tiny(num_key_value_heads=2, head_dim=16, seed=3)
+    found = list(weights.load(model))
+    assert {name: values.shape for name, values in found} == weights.shapes(model)
+    for name, values in found:
+        np.testing.assert_array_equal(values, weights.draw(name, values.shape, 3))
+
+
+def test_heads_may_be_wider_than_the_hidden_size_divided_by_them(tiny):
+    shapes = weights.shapes(tiny(num_key_value_heads=2, head_dim=16))
+    layer = "model.layers.0.self_attn."
+    assert shapes[f"{layer}q_proj.weight"] == (64, 32) and shapes[f"{layer}o_proj.weight"] == (32, 64)
+    assert shapes[f"{layer}k_proj.weight"] == shapes[f"{layer}v_proj.weight"] == (32, 32)

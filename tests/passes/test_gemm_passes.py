@@ -17,9 +17,11 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from llama_bench import graph, passes, plan
+from llama_bench.engines import Task, open_session, settings
 from llama_bench.engines.executed import Executed, examine
-from llama_bench.engines.onnxruntime import CPU, TimedSession, settings
+from llama_bench.engines.onnxruntime import CPU
 from llama_bench.model import export as exporting
+from llama_bench.model import reference
 from llama_bench.model.inputs import make_inputs
 from llama_bench.passes import Effect
 from llama_bench.sweep import Model, Pass, Recipe, Session, Sweep, Target, Workload
@@ -29,6 +31,7 @@ FILE = Path(__file__).parents[2] / "sweeps" / "gemm.yaml"
 FUSE, DROP, TURN = "fuse_matmul_add_bias_into_gemm", "eliminate_deadend", "fuse_transpose_into_gemm"
 LINEAR = 2 * 7  # linear layers of two decoder layers: q, k, v, o, gate, up, down
 PRODUCTS = 2 * 2 + 1  # products that are none: scores and mixture of two decoder layers, and RoPE's angles
+SPEC = ((Model, "model"), (Workload, "workload"))
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 96}
 
 
@@ -41,6 +44,7 @@ class Built:
     recipes: Mapping[str, Recipe]
     folders: Mapping[str, Path]
     effects: Mapping[str, list[Effect]]
+    reference: Path
     scratch: Path
 
     def changed(self, recipe: str) -> list[int]:
@@ -50,14 +54,14 @@ class Built:
         return graph.histogram(graph.load(self.folders[recipe] / graph.MODEL))
 
     def executed(self, recipe: str) -> Executed:
-        return examine(self.folders[recipe], chosen(self.recipes[recipe].session), self.inputs(), self.scratch)
+        return examine(self.folders[recipe], chosen(self.recipes[recipe].session), self.task(), self.scratch)
 
-    def inputs(self) -> dict[str, np.ndarray]:
-        return make_inputs(self.model, self.workload)
+    def task(self) -> Task:
+        return Task(self.model.model_dump(), self.workload.model_dump(), make_inputs(self.model, self.workload))
 
 
 def chosen(session: Session) -> dict[str, object]:
-    return settings(session, Target(tag="bench_cpu", threads=1), 1)
+    return settings("onnxruntime", session, Target(tag="bench_cpu", threads=1), 1)
 
 
 def small() -> Sweep:
@@ -85,14 +89,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Built]:
     planned = plan.make(small(), {})
     effects: dict[str, list[Effect]] = {}
     for artifact in planned.artifacts.values():
-        if artifact.parent is None:
-            model, workload = (
-                kind.model_validate(artifact.spec[key]) for kind, key in ((Model, "model"), (Workload, "workload"))
-            )
+        if artifact.kind == "reference":
+            (root / artifact.id).mkdir()
+            reference.make(*(kind.model_validate(artifact.spec[key]) for kind, key in SPEC), None, root / artifact.id)
+        elif artifact.parent is None:
+            model, workload = (kind.model_validate(artifact.spec[key]) for kind, key in SPEC)
             exporting.export(model, workload, root / artifact.id)
             effects[artifact.id] = []
         else:
-            effect = passes.apply(Pass.model_validate(artifact.spec), root / artifact.parent, root / artifact.id)
+            step = Pass.model_validate(artifact.spec)
+            effect = passes.apply(step, root / artifact.parent, root / artifact.id, model, workload, root)
             effects[artifact.id] = [*effects[artifact.parent], effect]
     found = {}
     for cell in planned.cells:
@@ -103,6 +109,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Built]:
             {arm.name: arm.recipe for arm in arms},
             {arm.name: root / arm.variant for arm in arms},
             {arm.name: effects[arm.variant] for arm in arms},
+            root / cell.reference,
             root,
         )
     assert set(found) == {False, True}
@@ -144,13 +151,13 @@ def test_an_exporter_that_folds_constants_leaves_the_transpose_pass_nothing(buil
 @pytest.mark.parametrize("folding", [False, True])
 def test_every_variant_keeps_the_outputs_at_its_level(built: dict[bool, Built], folding: bool) -> None:
     cell = built[folding]
-    reference = load_file(cell.folders["original"] / "reference.safetensors")
+    expected = load_file(cell.reference / "reference.safetensors")
     for name, recipe in cell.recipes.items():
-        session = TimedSession(cell.folders[name], chosen(recipe.session), cell.inputs())
+        session = open_session(cell.folders[name], chosen(recipe.session), cell.task())
         session.run()
         found = session.outputs()
-        assert set(found) == set(reference)
-        for output, wanted in reference.items():
+        assert set(found) == set(expected)
+        for output, wanted in expected.items():
             np.testing.assert_allclose(found[output], wanted, rtol=0, atol=1e-4, err_msg=f"{name}: {output}")
 
 
@@ -245,7 +252,10 @@ def test_what_the_passes_find_depends_on_how_the_layer_is_written_and_exported(
     assert " ".join(name(node) for node in nodes if node.op_type in ("Transpose", "MatMul", "Add", "Gemm")) == form
 
     def apply(pass_name: str, start: Path, made: str) -> int:
-        return passes.apply(Pass(family="onnxoptimizer", name=pass_name), start, tmp_path / made).nodes_changed
+        step, any_model = Pass(family="onnxoptimizer", name=pass_name), Model(**SMALL)
+        return passes.apply(
+            step, start, tmp_path / made, any_model, Workload(sequence=8), tmp_path / "state"
+        ).nodes_changed
 
     assert apply(FUSE, source, "fused") == fused
     assert apply(TURN, source, "turned") == turned

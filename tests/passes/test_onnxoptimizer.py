@@ -18,7 +18,7 @@ from onnx import ModelProto, helper, numpy_helper
 from llama_bench import graph, passes
 from llama_bench.errors import WorkError
 from llama_bench.passes import onnxoptimizer as family
-from llama_bench.sweep import Pass
+from llama_bench.sweep import Model, Pass, Workload
 
 X = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
 
@@ -63,7 +63,8 @@ def outputs(folder: Path) -> Sequence[np.ndarray]:
 
 
 def apply(name: str, source: Path, destination: Path) -> passes.Effect:
-    return passes.apply(Pass(family="onnxoptimizer", name=name), source, destination)
+    step, model = Pass(family="onnxoptimizer", name=name), Model(hidden_size=16, num_attention_heads=2)
+    return passes.apply(step, source, destination, model, Workload(sequence=8), destination / "state")
 
 
 def test_the_table_has_every_pass_of_the_library_and_no_other() -> None:

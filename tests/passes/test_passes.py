@@ -8,7 +8,7 @@ import pytest
 
 from llama_bench import passes
 from llama_bench.errors import InputError
-from llama_bench.sweep import Pass
+from llama_bench.sweep import Model, Pass, Workload
 
 
 def test_every_family_of_the_table_can_be_applied() -> None:
@@ -34,6 +34,9 @@ def test_every_pass_has_a_summary_of_one_line() -> None:
 )
 def test_wrong_and_unusable_passes_are_refused_by_name(family: str, name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        passes.apply(Pass(family=family, name=name), tmp_path, tmp_path / "made")
+        model = Model(hidden_size=16, num_attention_heads=2)
+        passes.apply(
+            Pass(family=family, name=name), tmp_path, tmp_path / "made", model, Workload(sequence=8), tmp_path / "state"
+        )
     assert message in str(error.value)
     assert not (tmp_path / "made").exists()

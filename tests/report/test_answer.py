@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 
 from llama_bench.report.answer import answer
+from llama_bench.report.tradeoffs import Answers
+from llama_bench.stats import views
 from llama_bench.stats.speedups import speedups
 
 
@@ -63,3 +65,23 @@ def test_a_target_whose_equal_programs_differ_has_no_answer_but_the_reason(synth
     [sentence] = answer(made(world))
     assert "fastest" not in sentence
     assert "χ²" in sentence
+
+
+def test_an_approximation_says_what_it_costs_and_which_exact_recipe_is_the_fastest(synthetic: ModuleType) -> None:
+    Truth = synthetic.Truth
+    lossy = Truth(0.3, executed="aa", kind="approximate", perplexity_increase=0.021, kl=0.0123, top1=0.976)
+    recipes = {"int8": lossy, "fused": Truth(0.8, executed="bb"), "slow": Truth(1.3, executed="cc")}
+    world = synthetic.world(recipes, text=True)
+    frames = views.make(world.run, world.datasets())
+    [sentence] = answer(frames.speedups.collect(), Answers.of(frames))
+    assert "int8 3.3" in sentence
+    assert "it approximates: perplexity +2.10%, KL 0.012, top-1 97.6%; the fastest exact one is fused 1.2" in sentence
+    alone = synthetic.world({"int8": lossy}, text=True)
+    frames = views.make(alone.run, alone.datasets())
+    assert "no exact one is faster" in answer(frames.speedups.collect(), Answers.of(frames))[0]
+
+
+def test_an_exact_recipe_costs_nothing_and_nothing_is_said(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fused": synthetic.Truth(0.8, executed="bb")}, text=True)
+    frames = views.make(world.run, world.datasets())
+    assert answer(frames.speedups.collect(), Answers.of(frames)) == answer(frames.speedups.collect())

@@ -37,7 +37,7 @@ def test_every_recipe_and_target_has_its_figure_of_time_against_size(synthetic: 
 
 
 def test_a_chart_is_drawn_as_svg_and_png_with_names_escaped(synthetic: ModuleType) -> None:
-    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(512,))
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(512, 1024))
     table = speedups(world.run, world.datasets())
     renamed = table.with_columns(recipe=table["recipe"].replace("fast", "<script>&"))
     for chart in charts.charts(renamed, world.run):
@@ -58,14 +58,24 @@ def test_wrong_arms_are_not_ranked_in_the_speedups(synthetic: ModuleType) -> Non
 
 
 def test_one_restart_draws_points_without_a_band(synthetic: ModuleType) -> None:
-    found = drawn(synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, restarts=1))
+    found = drawn(synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, restarts=1, sizes=(512, 1024)))
     assert list(found) == ["time-B-fast"]
     assert all(point["low"] == point["time"] == point["high"] for point in values(found["time-B-fast"]))
 
 
+def test_a_single_size_has_no_figure_of_time_against_size(synthetic: ModuleType) -> None:
+    recipes = {f"fast{i}": synthetic.Truth(0.8, executed="aa") for i in range(30)}
+    assert list(drawn(synthetic.world(recipes, restarts=2, pilot=2))) == ["speedups-B"]
+
+
 def test_names_that_differ_only_in_what_a_file_name_cannot_hold_get_their_own_files() -> None:
     taken: set[str] = set()
-    assert [charts._unique(name, taken) for name in ("a b", "a/b", "A-b", "...")] == ["a-b", "a-b-2", "A-b-3", "chart"]
+    assert [charts.file_name(name, taken) for name in ("a b", "a/b", "A-b", "...")] == [
+        "a-b",
+        "a-b-2",
+        "A-b-3",
+        "chart",
+    ]
 
 
 def model(hidden: int, **more: Any) -> dict[str, Any]:
@@ -95,6 +105,6 @@ def test_two_models_of_one_size_never_share_a_line() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(1.6, 40), (0.3, 9000), (95, 130), (0.001, 0.004)])
 def test_axes_have_a_few_readable_numbers(low: float, high: float) -> None:
-    ticks = charts._ticks(low, high)
+    ticks = charts.ticks(low, high)
     assert 1 <= len(ticks) <= 8
     assert all(low <= tick <= high for tick in ticks)

@@ -138,3 +138,29 @@ def test_a_folder_that_cannot_be_written_is_failed_work(run: Path, tmp_path: Pat
 def test_what_is_no_run_is_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         write_report(str(tmp_path))
+
+
+def test_a_run_with_approximations_and_text_has_its_tables_and_chart_on_the_page(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    int8 = synthetic.Truth(0.3, executed="bb", kind="approximate", perplexity_increase=0.01, weight_bytes=1_000_000)
+    world = synthetic.world(
+        {"fused": synthetic.Truth(0.8, executed="aa"), "int8": int8},
+        workload={"kind": "generate", "prompt": 8, "new_tokens": 4},
+        text=True,
+    )
+    files = write_report(str(world.write(tmp_path / "store")))
+    names = [file.name for file in files]
+    assert names[2:4] == ["pareto-B-h512-a4-l2-generate.svg", "pareto-B-h512-a4-l2-generate.png"]
+    text, page_text = files[1].read_text(), files[0].read_text()
+    for heading in (
+        "## Speed, accuracy and size together",
+        "### Accuracy and size: target B",
+        "### Not beaten: target B",
+        "## Text generation",
+        "### Generated text: target B",
+    ):
+        assert heading in text
+        assert heading.lstrip("# ") in page_text
+    assert "it approximates: perplexity +1.00%" in text
+    parsed(page_text)

@@ -83,6 +83,37 @@ def test_a_cell_that_the_run_left_out_has_no_table_of_dashes(synthetic: ModuleTy
 
 
 @pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        ({"sequence": 16, "batch": 2}, " · prefill (2×16 tokens, logits out)"),
+        ({"kind": "decode", "context": 32}, " · decode (batch 1, one token after 32)"),
+        ({"kind": "generate", "prompt": 8, "new_tokens": 4}, " · generate (batch 1, 4 tokens after 8)"),
+    ],
+)
+def test_a_title_says_what_is_run(synthetic: ModuleType, workload: dict[str, Any], said: str) -> None:
+    [table] = tables.results(*made(synthetic.world({}, workload=workload)))
+    assert table.title.endswith(said)
+
+
+def test_tokens_a_second_are_those_that_a_run_makes(synthetic: ModuleType) -> None:
+    for workload, tokens in (
+        ({"sequence": 16, "batch": 2}, 32),
+        ({"kind": "decode", "context": 32, "batch": 3}, 3),
+        ({"kind": "generate", "prompt": 8, "new_tokens": 4, "batch": 2}, 8),
+    ):
+        [original, _] = made(synthetic.world({}, workload=workload))[0].to_dicts()
+        assert original["tokens_per_s"] == pytest.approx(tokens / original["mean_s"])
+
+
+def test_an_arm_whose_engine_is_not_here_is_skipped_with_the_reason(synthetic: ModuleType) -> None:
+    missing = synthetic.Truth(skipped="openvino is not installed", engine="openvino")
+    [table] = tables.results(*made(synthetic.world({"openvino": missing})))
+    row = next(row for row in table.rows if row[0] == "openvino")
+    assert row[8] == "skipped"
+    assert "openvino (skipped): openvino is not installed." in table.notes
+
+
+@pytest.mark.parametrize(
     ("half_width", "spread", "restarts", "said"),
     [
         (0.05, 0.001, 6, "6 restarts: every 95 % interval is ±0.1% or narrower, as wanted."),

@@ -30,6 +30,13 @@ class Truth:
     removed: Mapping[str, int] = field(default_factory=dict)  # op → nodes that the pass removes
     within_bound: bool = True
     failure: str | None = None  # a message: the arm has no timings
+    skipped: str | None = None  # why its engine is not here: the arm has no timings
+    kind: str = "exact"
+    engine: str = "onnxruntime"
+    weight_bytes: int = 4_000_000
+    perplexity_increase: float = 0.0
+    kl: float = 1e-9
+    top1: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,19 +106,25 @@ def world(
     half_width: float | None = 0.01,
     confirm: str | None = None,
     fresh: float | None = None,
+    workload: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    text: bool = False,
 ) -> World:
     """Return a run of *original* and `recipes`; `spread` is the standard deviation of ln seconds between restarts.
 
     With `confirm` that recipe has `pilot` fresh restarts after the main ones, in which its true ratio is `fresh` (its
-    own when left out).
+    own when left out). `workload` is another than the usual prefill, `source` what run.json says of the weights; with
+    `text` every arm is scored on text, and says how much memory it takes.
     """
     tags = dict(targets or {"B": "CPUExecutionProvider"})
+    said = dict(workload or {"sequence": 16, "batch": 2})
+    cached = said.get("kind", "prefill") != "prefill"
     sweep = Sweep.model_validate(
         {
             "name": "synthetic",
-            "models": [{"hidden_size": size, "num_attention_heads": 4} for size in sizes],
+            "models": [{"hidden_size": size, "num_attention_heads": 4, "cache": cached} for size in sizes],
             "recipes": {"original": {}, **{name: {} for name in recipes}},
-            "workloads": {"prefill": {"sequence": 16, "batch": 2}},
+            "workloads": {said.get("kind", "prefill"): said},
             "targets": {name: {"tag": f"bench_{name}", "provider": provider} for name, provider in tags.items()},
             "measure": {"restarts": pilot, "blocks": blocks, "runs": runs, "half_width": half_width},
         }
@@ -123,7 +136,7 @@ def world(
         "fingerprint": "f00d",
         "versions": {"onnxruntime": "1.31.1"},
         "machines": [{"hostname": "host", "cpu": "A CPU", "physical_cores": 2, "memory_bytes": 2**34, "gpus": []}],
-        "cells": [cell.entry for cell in cells],
+        "cells": [{**cell.entry, **({"source": source} if source else {})} for cell in cells],
         "unserved": dict(unserved or {}),
     }
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
@@ -140,6 +153,8 @@ def world(
             for restart in range(restarts, restarts + pilot):
                 replicate = {**key, "restart": restart, "group": 0, "phase": "confirm"}
                 _restart(rows, replicate, cell, recipes, three, blocks, runs, spread, rng)
+        if text:
+            _answers(rows, key, cell, recipes, ratios)
     return World(run, rows)
 
 
@@ -153,8 +168,11 @@ def _examine(
         if truth.failure:
             failure = {"recipe": name, "stage": "build", "kind": "WorkError", "message": truth.failure, "at": START}
             rows["failures"].append({**key, **failure})
+        if truth.skipped:
+            failure = {"recipe": name, "stage": "engine", "kind": "skipped", "message": truth.skipped, "at": START}
+            rows["failures"].append({**key, **failure})
     rows["pieces"].append({**key, "piece": f"{cell.id}-x", "kind": "examine", "wall_s": 3.0})
-    return {name: truth.ratio for name, truth in truths.items() if truth.failure is None}
+    return {name: truth.ratio for name, truth in truths.items() if truth.failure is None and truth.skipped is None}
 
 
 def _restart(
@@ -171,8 +189,17 @@ def _restart(
     """Append what a restart writes; the arms share the drift between blocks, not the spread between restarts."""
     base_s = 2e-3 * (cell.model.hidden_size / 512) ** 2
     level = {name: rng.normal(0, spread) for name in ratios}
+    new_tokens = cell.workload.new_tokens
+    first = "tokens" if new_tokens else "logits"
     for name in ratios:
-        bound = {"output": "logits", "max_abs": 1e-3, "max_rel": 2e-3, "nonfinite": 0, "bound": 1e-3}
+        bound = {
+            "output": first,
+            "class": recipes.get(name, Truth()).kind,
+            "max_abs": 1e-3,
+            "max_rel": 2e-3,
+            "nonfinite": 0,
+            "bound": 1e-3,
+        }
         inside = recipes.get(name, Truth()).within_bound
         arm = {"recipe": name, "control": name == CONTROL}
         rows["accuracy"].append({**replicate, **arm, **bound, "within_bound": inside})
@@ -184,11 +211,49 @@ def _restart(
             slot = {"block": block, "position": position, "recipe": name, "control": name == CONTROL, "pid": 1}
             slot |= {**replicate, "kept": True}
             rows["blocks"].append({**slot, "log_seconds": float(logs.mean())})
-            rows["timings"] += [{**slot, "run_index": i, "seconds": float(np.exp(log))} for i, log in enumerate(logs)]
+            for i, seconds in enumerate(np.exp(logs).tolist()):
+                token_s = _token_s(seconds, new_tokens) if new_tokens else None
+                rows["timings"].append({**slot, "run_index": i, "seconds": seconds, "token_s": token_s})
     phases = {"start_s": 2.0, "load_s": 1.0, "warmup_s": 1.5, "washout_s": 0.5, "timed_s": 4.5, "other_s": 0.5}
     number = replicate["restart"]
     piece = {"piece": f"{cell.id}-r{number:04d}", "kind": "restart", "wall_s": 10.0, "blocks": blocks, "dropped": 0}
     rows["pieces"].append({**replicate, **piece, **phases, "started_at": START + timedelta(seconds=10 * number)})
+
+
+def _token_s(seconds: float, new_tokens: int) -> list[float]:
+    """The first token takes three tenths of a run, every tenth of the later ones three times as long as the others."""
+    weights = [3.0 if i % 10 == 5 else 1.0 for i in range(1, new_tokens)]
+    return [0.3 * seconds, *(0.7 * seconds * weight / sum(weights) for weight in weights)]
+
+
+def _answers(
+    rows: dict[str, list[dict[str, Any]]],
+    key: Mapping[str, Any],
+    cell: plan.Cell,
+    recipes: Mapping[str, Truth],
+    ratios: Mapping[str, float],
+) -> None:
+    """Append what every arm says of a text in its first restart, what it generates, and the memory it takes."""
+    first = {**key, "restart": 0, "group": 0, "phase": "main"}
+    for name in ratios:
+        truth = recipes.get(name, Truth())
+        arm = {**first, "recipe": name, "control": name == CONTROL}
+        found = {"output": "text", "class": truth.kind, "kl": truth.kl, "top1": truth.top1, "nonfinite": 0}
+        found |= {"perplexity": 12.0 * (1 + truth.perplexity_increase), "reference_perplexity": 12.0}
+        found |= {"tokens": 510, "window": 256, "stride": 255, "within_bound": truth.within_bound}
+        if not truth.within_bound:
+            found |= {"violated": f"perplexity increase {truth.perplexity_increase:g} is above 0.1"}
+        rows["accuracy"].append({**arm, **found})
+        new = cell.workload.new_tokens
+        for sequence in range(cell.workload.batch if new else 0):
+            agreed = new if truth.kind == "exact" else new // 2
+            tokens = [*range(agreed), *(-1 for _ in range(new - agreed))]
+            said = " ".join(f"word{token}" for token in tokens)
+            text = {"sequence": sequence, "tokens": tokens, "agreed": agreed, "prompt": "Once", "text": said}
+            rows["generations"].append({**arm, **text})
+        for row in rows["machines"]:
+            if (row["cell"], row["recipe"], row["control"]) == (key["cell"], name, name == CONTROL):
+                row |= {"peak_bytes": 300_000_000 + truth.weight_bytes + 1_000 * row["restart"]}
 
 
 def _variant(name: str, truth: Truth, cell: plan.Cell) -> dict[str, Any]:
@@ -197,13 +262,16 @@ def _variant(name: str, truth: Truth, cell: plan.Cell) -> dict[str, Any]:
         "recipe": name,
         "control": name == CONTROL,
         "variant": f"variant-{name}",
-        "engine": "onnxruntime",
+        "engine": truth.engine,
+        "class": truth.kind,
+        "graph_bytes": 1_000,
+        "weight_bytes": truth.weight_bytes,
         "nodes_before": 100,
         "nodes_after": 100 - removed,
         "nodes_changed": truth.changed or removed,
         "histogram_difference": "{" + ", ".join(f'"{op}": {-n}' for op, n in truth.removed.items()) + "}",
-        "executed_sha256": truth.executed or "3f2a" * 16,
-        "placement_sha256": "ab" * 32,
+        "executed_sha256": (truth.executed or "3f2a" * 16) if truth.engine == "onnxruntime" else None,
+        "placement_sha256": "ab" * 32 if truth.engine == "onnxruntime" else None,
         "settings_sha256": "cd" * 32,
     }
 

@@ -8,16 +8,28 @@ import pytest
 
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.estimate import flops, moved_bytes
-from llama_bench.stats.bound import Bound, best, bound, bound_s, compute_dtype, fractions, limits
+from llama_bench.stats.bound import (
+    Bound,
+    Rates,
+    _resized,
+    best,
+    bound,
+    bound_s,
+    compute_dtype,
+    fractions,
+    least_s,
+    limits,
+    parts,
+)
 from llama_bench.stats.cells import cells
 from llama_bench.stats.speedups import speedups
-from llama_bench.sweep import Session, Sweep, Target
+from llama_bench.sweep import Model, Recipe, Session, Sweep, Target, Workload
 
 CEILINGS = {("matmul", "fp32"): 1e12, ("matmul", "tf32"): 4e12, ("read", ""): 1e11, ("copy", ""): 8e10}
 
 
 def settings(provider: str, **session: Any) -> dict[str, Any]:
-    return engine.settings(Session(**session), Target(tag="bench", provider=provider), 2)
+    return engine.settings("onnxruntime", Session(**session), Target(tag="bench", provider=provider), 2)
 
 
 def test_the_longer_of_operations_and_bytes_bounds() -> None:
@@ -123,6 +135,108 @@ def test_an_approximation_is_bounded_by_the_fastest_precision() -> None:
 
 def test_without_ceilings_of_this_machine_and_target_there_is_no_fraction() -> None:
     assert _fractions("exact", 1.0, {}) == {}
+
+
+CACHED = Model(
+    hidden_size=64, num_attention_heads=4, num_hidden_layers=2, intermediate_size=96, vocab_size=128, cache=True
+)
+GENERATE = Workload(kind="generate", batch=2, prompt=16, new_tokens=9)
+BY_OPERATIONS = Rates({("matmul", "fp32"): 1e3, ("matmul", "bf16"): 1e6, ("read", ""): 1e30}, 0)
+BY_BYTES = Rates({("matmul", "fp32"): 1e30, ("matmul", "bf16"): 1e30, ("read", ""): 1e3}, 0)
+
+
+def _variant(**changed: Any) -> dict[str, Any]:
+    said = {"settings": json.dumps(settings("CPUExecutionProvider")), "weight_bytes": 10**6, "class": "exact"}
+    return said | {"engine": "onnxruntime", "executed_histogram": '{"MatMul": 15}'} | changed
+
+
+def _half(**changed: Any) -> dict[str, Any]:
+    return (
+        _variant(settings=json.dumps({"engine": "torch-compile", "precision": "bf16"}), engine="torch-compile")
+        | changed
+    )
+
+
+def test_a_generate_is_bounded_by_its_prompt_and_all_of_its_steps() -> None:
+    steps = [Workload(kind="decode", batch=2, context=context) for context in range(16, 24)]
+    prompt = Workload(kind="prefill", batch=2, sequence=16, outputs="last_logits")
+    found = least_s(CACHED, GENERATE, _variant(), BY_OPERATIONS)
+    every = sum(flops(CACHED, part) for part in (prompt, *steps)) / 1e3
+    assert found == {"compute": pytest.approx(every, rel=1e-2)}
+    assert found["compute"] <= every
+    moved = least_s(CACHED, GENERATE, _variant(), BY_BYTES)
+    assert moved == {
+        "memory": pytest.approx(sum(moved_bytes(CACHED, one, 10**6) for one in (prompt, *steps)) / 1e3, rel=1e-2)
+    }
+
+
+def test_a_prompt_may_be_bounded_by_operations_and_its_steps_by_bytes() -> None:
+    prompt, step = (parts(GENERATE)[i][0] for i in (0, 1))
+    operations, size = flops(CACHED, prompt), moved_bytes(CACHED, step, 10**6)
+    rates = Rates({("matmul", "fp32"): operations / 5, ("read", ""): size / 2}, 0)  # 5 s, and 2 s for each of 8 steps
+    [(by, least)] = least_s(CACHED, GENERATE, _variant(), rates).items()
+    assert by == "memory"
+    assert least == pytest.approx(5 + 8 * 2)
+    # were it one run, the larger of the two sums would be all
+    assert least > 8 * 2
+
+
+def test_one_new_token_is_the_prompt_alone() -> None:
+    one = Workload(kind="generate", prompt=16, new_tokens=1)
+    prompt = Workload(kind="prefill", sequence=16, outputs="last_logits")
+    assert least_s(CACHED, one, _variant(), BY_OPERATIONS) == {"compute": pytest.approx(flops(CACHED, prompt) / 1e3)}
+
+
+def test_a_decode_step_has_the_operations_and_the_bytes_of_its_own() -> None:
+    step = Workload(kind="decode", context=32)
+    assert parts(step) == [(step, 1)]
+    found = least_s(CACHED, step, _variant(), BY_BYTES)
+    assert found is not None
+    assert found["memory"] == pytest.approx(moved_bytes(CACHED, step, 10**6) / 1e3)
+
+
+def test_an_engine_that_keeps_the_weights_in_bf16_moves_half_and_computes_in_bf16() -> None:
+    step = Workload(kind="decode", context=32)
+    full, half = (least_s(CACHED, step, one, BY_BYTES)["memory"] for one in (_variant(), _half()))
+    assert half == pytest.approx(full / 2)
+    assert compute_dtype({"engine": "torch-sdpa", "precision": "bf16"}) == "bf16"
+    assert compute_dtype({"engine": "torch-sdpa", "precision": "fp32"}) == "fp32"
+    fast = least_s(CACHED, step, _half(**{"class": "approximate"}), BY_OPERATIONS)["compute"]
+    assert fast == pytest.approx(flops(CACHED, step) / 1e6)
+
+
+def test_what_passes_made_small_may_have_a_small_cache_too_and_its_weights_are_those_that_are_stored() -> None:
+    long = Workload(kind="prefill", batch=2, sequence=64, outputs="last_logits")
+    small = _variant(**{"class": "approximate", "weight_bytes": 10**5})
+    least = least_s(CACHED, long, small, BY_BYTES)["memory"] * 1e3
+    stored = moved_bytes(CACHED, long, 10**5) - moved_bytes(CACHED, long, 0)
+    assert stored <= least <= stored + moved_bytes(CACHED, long, 0) / 4
+
+
+@pytest.mark.parametrize("fused", [{"engine": "torch-sdpa"}, {"executed_histogram": '{"GroupQueryAttention": 2}'}])
+def test_fused_attention_need_not_compute_what_the_mask_hides(fused: dict[str, Any]) -> None:
+    long = Workload(kind="prefill", batch=2, sequence=64, outputs="logits")
+    both, one = (least_s(CACHED, long, _variant(**more), BY_OPERATIONS)["compute"] for more in ({}, fused))
+    hidden = 4 * 2 * (64 * 63 // 2) * 64 * 2 / 1e3  # 4·B·pairs·width·layers
+    assert both - one == pytest.approx(hidden)
+    step = Workload(kind="decode", context=63)
+    assert least_s(CACHED, step, _variant(**fused), BY_OPERATIONS) == least_s(CACHED, step, _variant(), BY_OPERATIONS)
+
+
+def test_a_model_whose_sizes_a_pass_changed_is_bounded_by_its_stored_weights_or_not_at_all() -> None:
+    step = Workload(kind="decode", context=32)
+    pruned = _variant(**{"class": "approximate", "weight_bytes": 10**5})
+    assert least_s(CACHED, step, pruned, BY_OPERATIONS, resized=True)["compute"] == 0.0
+    assert least_s(CACHED, step, pruned, BY_BYTES, resized=True)["memory"] > 0
+    prefill = Workload(kind="prefill", sequence=32, outputs="logits")
+    assert least_s(CACHED, prefill, pruned, BY_BYTES, resized=True) is None
+
+
+def test_a_pass_that_is_not_known_any_more_may_have_changed_the_sizes() -> None:
+    kept = Recipe(passes=({"onnxoptimizer": "eliminate_identity"},))
+    assert not _resized(kept)
+    assert not _resized(None)
+    assert _resized(Recipe(passes=({"forgotten": "shrink"},)))
 
 
 def _lit(synthetic: ModuleType, of_baseline: float, recipes: dict[str, float]) -> Any:

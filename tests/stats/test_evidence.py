@@ -66,6 +66,12 @@ def test_what_was_not_examined_is_no_no_op() -> None:
     assert evidence.no_op(BASE, None, "original") is None
 
 
+def test_an_engine_that_executes_no_graph_is_never_a_no_op_not_even_beside_itself() -> None:
+    torch = BASE | {"engine": "torch-eager", "executed_sha256": None, "placement_sha256": None}
+    assert evidence.no_op(torch, torch, "original") is None
+    assert evidence.no_op(torch, BASE, "original") is None
+
+
 def test_one_answer_outside_its_bound_is_wrong_and_the_worst_is_named() -> None:
     rows = [
         accuracy(),
@@ -84,6 +90,30 @@ def test_the_check_itself_says_what_an_answer_violates() -> None:
     said = "KL divergence 0.4 nats is above 0.1; top-1 agreement 0.5 is below 0.9"
     sentence = evidence.wrong([accuracy(max_rel=0.02, bound=None, within_bound=False, violated=said)])
     assert sentence == f"output logits is outside its accuracy bound against torch in fp32: {said}, in 1 restart"
+
+
+def text(**changed: Any) -> dict[str, Any]:
+    said = "perplexity increase 0.4 is above 0.1"
+    return accuracy(output="text", max_rel=None, bound=None, within_bound=False, violated=said) | changed
+
+
+def test_of_several_wrong_answers_the_one_on_text_is_told_and_none_that_was_not_judged() -> None:
+    rows = [accuracy(max_rel=0.9, within_bound=False), text(), accuracy(output="present.0.key", within_bound=None)]
+    sentence = evidence.wrong(rows)
+    assert sentence == (
+        "its predictions on text are outside their bounds against torch in fp32: perplexity increase 0.4 is above 0.1"
+    )
+    spoiled = accuracy(restart=2, max_rel=float("inf"), nonfinite=3, within_bound=False)
+    assert "3 values that are not finite" in str(evidence.wrong([*rows, spoiled]))
+    assert evidence.wrong([text(within_bound=True, violated=None), rows[2]]) is None
+
+
+def test_a_generated_token_that_is_not_torchs_is_told() -> None:
+    said = "1 of 8 tokens are not torch's, the first at position 7 of sequence 0"
+    rows = [accuracy(output="tokens", max_rel=None, within_bound=False, violated=said, restart=n) for n in (0, 1)]
+    assert evidence.wrong(rows) == (
+        f"output tokens is outside its accuracy bound against torch in fp32: {said}, in 2 restarts"
+    )
 
 
 def test_values_that_are_not_finite_are_worse_than_any_difference() -> None:
@@ -126,6 +156,16 @@ def test_a_failure_elsewhere_leaves_the_arm_skipped(found: dict[str, Any]) -> No
     word, reason = evidence.without_number(CELL, "fuse", "v1", [found], None)
     assert word == "skipped"
     assert reason
+
+
+def test_an_arm_whose_engine_is_not_installed_is_skipped_with_the_reason() -> None:
+    missing = failure(cell="c1", recipe="fuse", stage="engine", kind="skipped", message="openvino is not installed")
+    later = failure(cell="c1", message="the node went away")
+    assert evidence.without_number(CELL, "fuse", "v1", [missing, later], None) == (
+        "skipped",
+        "openvino is not installed",
+    )
+    assert died([missing | {"restart": 5}], restarts=8, needed=20) is None
 
 
 def test_a_target_without_a_node_is_unserved_whatever_else_failed() -> None:
@@ -217,7 +257,7 @@ def test_the_same_graph_under_other_threads_or_session_options_is_never_a_no_op(
     same = {"executed_sha256": "a" * 64, "placement_sha256": "b" * 64, "engine": "onnxruntime", "nodes_changed": 0}
 
     def row(idea: Session, threads: int) -> dict[str, Any]:
-        settings = {**engine.settings(idea, target, threads), "slowdown": idea.slowdown}
+        settings = {**engine.settings("onnxruntime", idea, target, threads), "slowdown": idea.slowdown}
         return {**same, "settings_sha256": engine.settings_sha256(settings)}
 
     baseline = row(Session(), 2)

@@ -76,7 +76,16 @@ def test_cells_are_a_view_beside_the_speedups(run: Path) -> None:
     assert frames.sql("SELECT restarts FROM cells").to_dicts() == [{"restarts": 6}]
 
 
-def test_both_views_come_from_one_judgement(synthetic: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_view_that_is_made_is_there_for_sql_with_its_columns(run: Path) -> None:
+    frames = llama_bench.load(run)
+    for name in ("speedups", "cells", "accuracy_by_arm", "sizes", "pareto", "generation", "generations"):
+        found = frames.sql(f"SELECT * FROM {name}")
+        assert found.schema == getattr(frames, name).collect_schema(), name
+    joined = frames.sql("SELECT z.disk_bytes, a.max_rel FROM sizes z JOIN accuracy_by_arm a USING (cell, recipe)")
+    assert joined.height == 3
+
+
+def test_all_views_come_from_one_judgement(synthetic: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     judge = views.judge_run
     monkeypatch.setattr(views, "judge_run", lambda *given: calls.append(given) or judge(*given))
@@ -85,4 +94,6 @@ def test_both_views_come_from_one_judgement(synthetic: ModuleType, monkeypatch: 
     assert calls == []
     frames.speedups.collect()
     frames.cells.collect()
+    frames.pareto.collect()
+    frames.sizes.collect()
     assert len(calls) == 1

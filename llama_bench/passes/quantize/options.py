@@ -1,0 +1,100 @@
+"""What a recipe can say of each way to quantise, and what does not fit a model before anything is built."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llama_bench.passes.checkpoint import OnText, window_misfit
+from llama_bench.sweep import Flag, Model, Part, Positive
+
+Patterns = Annotated[tuple[str, ...], Field(description="Linear layers left as they are, by parts of their names.")]
+
+WINDOW = 128
+"""Tokens that a graph of any length sees at a time, where a recipe does not say."""
+
+
+class Calibrated(OnText):
+    """Options of a pass that looks at what goes through the graph."""
+
+    calibration_tokens: Positive = Field(4096, description="Tokens of text that the model is run on.")
+    window: Positive | None = Field(
+        None, description=f"Tokens at a time: {WINDOW} at most of a cached model, all that another one takes."
+    )
+
+
+class Weights(Calibrated):
+    """Options of `weights`."""
+
+    bits: Literal[2, 4, 8] = Field(4, description="2, 4 or 8 bits a weight.")
+    method: Literal["rtn", "hqq", "gptq", "k_quant"] = Field(
+        "rtn", description="Rounding, Half-Quadratic Quantization, GPTQ on text, or llama.cpp's K-quant search."
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="Inputs that share a scale: 16, 32, 64, 128 or 256."
+    )
+    symmetric: Flag = Field(False, description="No zero points: smaller, less exact.")
+    accuracy_level: Literal[0, 1, 2, 3, 4] = Field(
+        4, description="MatMulNBits computes in int8 at 4 (fast on a CPU), in fp32 at 0 and 1."
+    )
+    embeddings: Flag = Field(False, description="The embedding table too, rounded.")
+    exclude: Patterns = ()
+
+    @model_validator(mode="after")
+    def _keys_fit_method(self) -> Self:
+        if self.method == "k_quant" and self.symmetric:
+            raise ValueError("symmetric: k_quant always has zero points")
+        said = self.model_fields_set & {*Calibrated.model_fields}
+        if self.method != "gptq" and said:
+            raise ValueError(f"{min(said)} is for gptq, which alone looks at text, not for {self.method}")
+        return self
+
+
+class Dynamic(Part):
+    """Options of `dynamic`."""
+
+    weight_type: Literal["qint8", "quint8"] = Field(
+        "qint8",
+        description="Signed symmetric weights (what VNNI and AMX multiply), or unsigned ones with a zero point.",
+    )
+    per_channel: Flag = Field(True, description="A scale for each output, or one for the whole matrix.")
+    reduce_range: Flag = Field(False, description="7 bits, for CPUs without VNNI, whose 16-bit sums overflow.")
+    exclude: Patterns = ()
+
+
+class Cache(Calibrated):
+    """Options of `kv_cache`."""
+
+    bits: Literal[4, 8] = Field(8, description="4 or 8 bits a number.")
+    per_channel: Flag = Field(True, description="A scale for each channel of each KV head, or one for keys or values.")
+
+
+def window_of(options: Calibrated, model: Model) -> int:
+    """Return the tokens of a window of a cached model."""
+    return options.window or min(WINDOW, model.max_position_embeddings)
+
+
+def fits_weights(options: Weights, model: Model) -> str | None:
+    """Return which width the block size does not divide, or why the model cannot be calibrated."""
+    widths = {
+        "hidden_size": model.hidden_size,
+        "num_attention_heads · head_dim": model.num_attention_heads * model.head_size,
+        "intermediate_size": model.intermediate_size,
+    }
+    for name, width in widths.items():
+        if width % options.block_size:
+            return f"block_size {options.block_size} does not divide {name} {width}"
+    return _calibration_misfit(options, model) if options.method == "gptq" else None
+
+
+def fits_cache(options: Cache, model: Model) -> str | None:
+    """Return why the model has no cache to quantise, or cannot be calibrated."""
+    return _calibration_misfit(options, model) if model.cache else "it has no KV cache: give it cache: true"
+
+
+def _calibration_misfit(options: Calibrated, model: Model) -> str | None:
+    window = window_of(options, model)
+    if model.cache and options.calibration_tokens < window:
+        return f"calibration_tokens {options.calibration_tokens} are fewer than a window of {window}"
+    return window_misfit(model, window)
