@@ -180,7 +180,7 @@ class _Planner:
             key = (parent, step.label)
             if key not in self.children:
                 spec = step.model_dump()
-                name = digest(parent, spec, self.versions.get(step.family, ""))
+                name = digest(parent, _without_places(spec), self.versions.get(step.family, ""))
                 self.artifacts[name] = Artifact(name, "pass", parent, spec, f"{step.label} on {where}")
                 self.children[key] = name
             parent = self.children[key]

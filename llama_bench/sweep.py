@@ -51,6 +51,13 @@ class RopeScaling(Part):
     high_freq_factor: float = Field(4.0, gt=0, description="llama3: wavelengths below original / this are kept.")
     original_max_position_embeddings: Positive = Field(8192, description="llama3: the longest text in training.")
 
+    @model_validator(mode="after")
+    def _factors_are_apart(self) -> Self:
+        if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            why = f"high_freq_factor {self.high_freq_factor:g} is not above low_freq_factor {self.low_freq_factor:g}"
+            raise _refuse(why, "high_freq_factor")
+        return self
+
 
 class Model(Part):
     """A Llama architecture (Hugging Face `LlamaConfig` field names), its weights, and how it is exported."""

@@ -173,12 +173,34 @@ def _unrolled(name: str, workload: Tree) -> dict[str, Tree]:
 
 
 def text_found(tree: Tree) -> Tree:
-    """Make `measure.text.file` absolute, and write the hash of its content beside it."""
-    measure = tree.value.get("measure")
+    """Make every text's `file` absolute, and write the hash of its content beside it: `measure.text`, and in passes."""
+    measure, recipes = tree.value.get("measure"), tree.value.get("recipes")
     text = measure.value.get("text") if measure is not None and isinstance(measure.value, dict) else None
-    file = text.value.get("file") if text is not None and isinstance(text.value, dict) else None
-    if measure is None or text is None or file is None or not isinstance(file.value, str):
+    if measure is not None and text is not None:
+        tree = _with(tree, "measure", _with(measure, "text", _placed(text)))
+    if recipes is None or not isinstance(recipes.value, dict):
         return tree
+    for name, recipe in recipes.value.items():
+        passes = recipe.value.get("passes") if isinstance(recipe.value, dict) else None
+        if passes is not None and isinstance(passes.value, list):
+            steps = Tree([_step_placed(step) for step in passes.value], passes.file, passes.line, passes.path)
+            recipes = _with(recipes, name, _with(recipe, "passes", steps))
+    return _with(tree, "recipes", recipes)
+
+
+def _step_placed(step: Tree) -> Tree:
+    """Return a pass whose options' `file`, if they have one, is found."""
+    if not isinstance(step.value, dict) or len(step.value) != 1:
+        return step
+    [(family, options)] = step.value.items()
+    return _with(step, family, _placed(options))
+
+
+def _placed(keys: Tree) -> Tree:
+    """Return a mapping whose `file` is absolute, with its `file_sha256`; anything else as it is."""
+    file = keys.value.get("file") if isinstance(keys.value, dict) else None
+    if file is None or not isinstance(file.value, str):
+        return keys
     path = file.file.parent.joinpath(Path(file.value).expanduser()).absolute()
     try:
         sha256 = text_sha256(path)
@@ -187,12 +209,11 @@ def text_found(tree: Tree) -> Tree:
         raise file.error(f"{path}: no such file{nearest(path.name, siblings)}") from None
     except (OSError, ValueError, InputError) as error:
         raise file.error(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    given = text.value.get("file_sha256")
+    given = keys.value.get("file_sha256")
     if given is not None and given.value is not None and given.value != sha256:
         raise given.error(f"{_shown(given.plain())} here, but {path} has {sha256}")
     filled = {"file": _planted(str(path), file), "file_sha256": _planted(sha256, given or file)}
-    whole = Tree({**text.value, **filled}, text.file, text.line, text.path)
-    return _with(tree, "measure", _with(measure, "text", whole))
+    return Tree({**keys.value, **filled}, keys.file, keys.line, keys.path)
 
 
 def text_sha256(path: Path) -> str:

@@ -31,11 +31,12 @@ AXES: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "numbers": {
         "fp16": ({"precision": "fp16"},),
         "int8": ({"quantize": "dynamic"},),
+        "int8-smooth": ({"quantize": {"name": "dynamic", "smooth": 0.5}},),
         "w8-b32": ({"quantize": {"bits": 8, "block_size": 32}},),
         "int4-b32": ({"quantize": {"bits": 4, "block_size": 32}},),
         "int4-b64": ({"quantize": {"bits": 4, "block_size": 64}},),
         "int4-b32-k": ({"quantize": {"bits": 4, "block_size": 32, "method": "k_quant"}},),
-        "int4-b32-hqq": ({"quantize": {"bits": 4, "block_size": 32, "method": "hqq"}},),
+        "int4-b32-gptq": ({"quantize": {"bits": 4, "block_size": 32, "method": "gptq"}},),
     },
 }
 """Axis → choice → its passes; the axes are in the order in which their passes are applied."""

@@ -37,12 +37,18 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "export": ((*_NETWORK, *_WEIGHTS), ("torch", "onnx", "onnxscript", "gguf")),
     "reference": (("model",), ("torch", "gguf", "tokenizers")),
     "prune": (("passes.prune", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
-    "distill": (("passes.distill", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
+    "distill": (
+        ("passes.distill", "passes.prune", "passes.checkpoint", "model"),
+        ("torch", "onnx", "onnxscript", "tokenizers"),
+    ),
     "onnxoptimizer": (("passes.onnxoptimizer", "passes.onnxoptimizer_child", "graph"), ("onnxoptimizer", "onnx")),
-    "onnxruntime": (("passes.onnxruntime_offline", "passes.onnxruntime_offline_child"), ("onnxruntime",)),
+    "onnxruntime": (
+        ("passes.onnxruntime_offline", "passes.onnxruntime_offline_child", "passes.optimizers", "passes.fuse.files"),
+        ("onnxruntime",),
+    ),
     "onnxscript": (("passes.onnxscript_pass", "passes.fuse.files"), ("onnxscript", "onnx-ir")),
     "transformers": (("passes.transformers_pass", "passes.fuse.files"), ("onnxruntime", "onnx-ir")),
-    "fuse": (("passes.fuse",), ("onnxscript", "onnx-ir")),
+    "fuse": (("passes.fuse",), ("onnxruntime", "onnxscript", "onnx-ir")),
     "precision": (("passes.precision",), ("onnx-ir",)),
     "quantize": (("passes.quantize", "model.text", "model.tokenizer"), ("onnxruntime", "onnx-ir", "tokenizers")),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llama_bench.sweep import Measure, Model, Pass, Recipe, Session, Sweep, Target, Workload
+from llama_bench.sweep import Measure, Model, Pass, Recipe, RopeScaling, Session, Sweep, Target, Workload
 
 
 def model(**changes: Any) -> Model:
@@ -117,3 +117,8 @@ def test_a_sweep_cannot_be_changed() -> None:
 def test_only_the_cpu_provider_does_without_a_gpu() -> None:
     assert not Target(tag="bench_cpu").needs_gpu
     assert Target(tag="bench_gpu", provider="CUDAExecutionProvider").needs_gpu
+
+
+def test_the_factors_of_llama3s_rope_scaling_are_apart() -> None:
+    with pytest.raises(ValidationError, match="high_freq_factor 1 is not above low_freq_factor 2"):
+        RopeScaling(rope_type="llama3", factor=8.0, low_freq_factor=2.0, high_freq_factor=1.0)

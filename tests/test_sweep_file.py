@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -516,3 +517,23 @@ def test_every_key_in_the_schema_is_described() -> None:
     described = {key for key, text in keys.items() if "description" in text or "$ref" in text}
     assert len(keys) > 40
     assert described == set(keys)
+
+
+def test_the_text_of_a_pass_is_found_beside_the_sweep_and_its_hash_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("some words")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "name: tiny\n"
+        "models: {sizes: [{hidden_size: 16, num_attention_heads: 2, intermediate_size: 64}]}\n"
+        "recipes:\n"
+        "  original: {}\n"
+        "  pruned: {passes: [{prune: {name: channels, keep: 0.5, file: words.txt}}]}\n"
+        "workloads: {prefill: {sequence: 8}}\n"
+        "targets: {cpu: {tag: bench_cpu}}\n"
+    )
+    step = load(file, real_catalogue()).recipes["pruned"].passes[0]
+    assert step.options["file"] == str(tmp_path / "words.txt")
+    assert step.options["file_sha256"] == hashlib.sha256(b"some words").hexdigest()
+    file.write_text(file.read_text().replace("words.txt", "word.txt"))
+    with pytest.raises(InputError, match=r"sweep\.yaml:5: recipes\.pruned\.passes.*word\.txt: no such file"):
+        load(file, real_catalogue())

@@ -37,7 +37,9 @@ def ways(threads: int) -> list[Way]:
     """Return every way that is tried on the CPU, the most important ceilings first."""
     import numpy as np
 
-    ort = partial(ort_product, engine.settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=threads), threads))
+    ort = partial(
+        ort_product, engine.settings("onnxruntime", Session(), Target(tag="bench_cpu", threads=threads), threads)
+    )
     memory = cache(_memory)
     # fmt: off
     return [

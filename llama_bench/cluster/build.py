@@ -145,7 +145,7 @@ def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     while export.parent is not None:
         export = plan.artifacts[export.parent]
     model = Model.model_validate(export.spec["model"])
-    return build_memory(model, artifact.kind)
+    return build_memory(model, "distill" if artifact.spec.get("family") == "distill" else artifact.kind)
 
 
 def _without_building(

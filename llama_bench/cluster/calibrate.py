@@ -123,7 +123,9 @@ def _measure(
         on_event(event)
 
 
-def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost | None]) -> Iterator[Event]:
+def _events(
+    jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost | None]
+) -> Iterator[Event]:
     """Measure jobs until none is left, in processes that stay on `cores`."""
     for job in jobs:
         for event in measure_cell(job, Processes(job.environment, cores), examined):

@@ -17,7 +17,7 @@ from llama_bench import engines, results, versions
 from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.examine import examine
-from llama_bench.cluster.job import Event, Job, Prepared, event, failure
+from llama_bench.cluster.job import SKIPPED, Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
 from llama_bench.cluster.rows import kind_of
@@ -53,7 +53,9 @@ class Cell:
     deaths: Counter[str | None]
 
 
-def measure_cell(job: Job, launcher: Launcher, examined: dict[str, Executed | Lost | None] | None = None) -> Iterator[Event]:
+def measure_cell(
+    job: Job, launcher: Launcher, examined: dict[str, Executed | Lost | None] | None = None
+) -> Iterator[Event]:
     """Measure a cell to its end, from wherever its parts on disk say it is; yield events as dictionaries.
 
     `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.
@@ -101,7 +103,7 @@ def _skip_missing_engines(
         if isinstance(reason, Lost):
             yield from failure(job, store, done, replace(reason, arm=name, stage="engine", final=True))
         elif reason is not None:
-            yield from failure(job, store, done, Lost(name, "engine", "skipped", reason, True))
+            yield from failure(job, store, done, Lost(name, "engine", SKIPPED, reason, True))
 
 
 def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:

@@ -26,6 +26,9 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODE_MEMORY_SHARE = 0.8
 """Share of a node's memory for the arms of a cell: the coordinator and Ray need the rest."""
 
+SKIPPED = "skipped"
+"""Kind of a failure that is none: an engine that this machine does not have."""
+
 Event = dict[str, Any]
 
 
@@ -72,7 +75,9 @@ def failure(
     if lost.final and lost.arm is not None:
         done.lost.add(lost.arm)
     what = f"{job.cell.label} {lost.arm or ''}".strip()
-    yield {"kind": "failure" if lost.final else "note", "label": what, "detail": f"{lost.stage}: {lost.message}"}
+    is_failure = lost.final and lost.kind != SKIPPED
+    stage = SKIPPED if lost.kind == SKIPPED else lost.stage
+    yield {"kind": "failure" if is_failure else "note", "label": what, "detail": f"{stage}: {lost.message}"}
 
 
 def event(

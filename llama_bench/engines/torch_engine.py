@@ -28,13 +28,17 @@ COMPILE = "torch-compile"
 ATTENTION = {"torch-eager": "written", "torch-sdpa": "sdpa", COMPILE: "sdpa"}
 """Engine → how it computes attention."""
 
-INDUCTOR: dict[str, dict[str, Any]] = {
-    # frozen weights are packed ahead for the C++ matrix product, which the tuning finds to read weights twice as fast
-    # as MKL's in a decode step: docs/peers.md has the numbers
-    "cpu": {"freezing": True, "max_autotune": True},
-    "cuda": {"max_autotune": True},
+INDUCTOR: dict[str, dict[str, dict[str, bool]]] = {
+    # Frozen weights are packed ahead. In fp32 tuning then finds that inductor's own C++ product takes half the time of
+    # MKL's in a decode step; in half precision what it chose was slower than oneDNN's. docs/peers.md has the numbers.
+    "cpu": {
+        "fp32": {"freezing": True, "max_autotune": True},
+        "bf16": {"freezing": True, "max_autotune": False},
+        "fp16": {"freezing": True, "max_autotune": False},
+    },
+    "cuda": {precision: {"freezing": False, "max_autotune": True} for precision in ("fp32", "bf16", "fp16")},
 }
-"""Device → what inductor is told beyond its defaults."""
+"""Device → precision → what inductor is told beyond its defaults."""
 
 NEVER = ("disabled_optimizers", "cuda_graph", "provider_options", "config")
 """Keys of a recipe's session that are ONNX Runtime's."""
@@ -65,7 +69,7 @@ def settings(engine: str, session: Session, target: Target, physical_cores: int)
         "precision": session.precision,
         "tf32": session.tf32 and device == "cuda",
         "attention": ATTENTION[engine],
-        "inductor": INDUCTOR[device] if engine == COMPILE else None,
+        "inductor": INDUCTOR[device][session.precision] if engine == COMPILE else None,
     }
 
 

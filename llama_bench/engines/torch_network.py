@@ -8,7 +8,7 @@ with the step's own, D: head size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,9 +131,9 @@ class Network(nn.Module):
 
     def __init__(self, model: Model, attention: Attention, outputs: Outputs) -> None:
         super().__init__()
-        self.outputs: Outputs = outputs
+        layers, self.outputs = model.num_hidden_layers, outputs
         self.embed_tokens = nn.Parameter(torch.empty(model.vocab_size, model.hidden_size))
-        self.layers = nn.ModuleList(Layer(model, attention) for _ in range(model.num_hidden_layers))
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(Layer(model, attention) for _ in range(layers)))
         self.norm = Norm(model.hidden_size, model.rms_norm_eps)
         self.tied = model.tie_word_embeddings
         if model.head == "lm" and not self.tied:

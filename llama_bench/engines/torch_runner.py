@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,15 @@ class Runner:
         return cos[first : first + count], sin[first : first + count]
 
 
-def configure(options: Mapping[str, Any]) -> None:
-    """Tell inductor in this process. As options of `torch.compile` its tracing would not see `freezing`."""
+def configure(options: Mapping[str, bool]) -> None:
+    """Tell inductor, in this process, and keep it quiet; of the options of a call, tracing does not see `freezing`."""
     from torch._inductor import config
 
-    for name, value in options.items():
+    for name, value in {**options, **QUIET}.items():
         setattr(config, name, value)
+    # from inductor's own tuning of frozen weights
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+
+
+QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+"""Inductor's configuration against its tables of what the tuning found, which it prints to stderr."""

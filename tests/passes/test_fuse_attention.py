@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnxscript.rewriter import RewriteRuleSet
 
-from llama_bench import graph
+from llama_bench import graph, passes
 from llama_bench.errors import WorkError
 from llama_bench.model import inputs
+from llama_bench.passes.fuse import attention
 from llama_bench.sweep import Pass
 
 ALL = {"fuse": "all"}
@@ -210,7 +212,16 @@ def test_half_precision_follows_fusion(exported: Callable[..., Any], tmp_path: P
     assert np.abs(found - expected).max() < 2e-2 * np.abs(expected).max()
 
 
-def test_the_default_of_the_family_is_all() -> None:
-    from llama_bench import passes
+@pytest.mark.parametrize("variant", [{}, CACHED])
+def test_a_layer_is_found_from_its_one_end(
+    variant: dict[str, Any], exported: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern of several ends is tried with every combination of the graph's nodes: minutes for 30 layers."""
+    seen = []
+    monkeypatch.setattr(attention, "RewriteRuleSet", lambda rules: seen.extend(rules) or RewriteRuleSet(rules))
+    exported(**variant).applied(tmp_path, {"fuse": "all"})
+    assert [rule._target_pattern.has_single_output_node for rule in seen] == [True, True]
 
+
+def test_the_default_of_the_family_is_all() -> None:
     assert passes.name_of(Pass.model_validate({"fuse": {"attention": "traced"}})) == "all"

@@ -61,7 +61,7 @@ PASSES: dict[str, PassInfo] = {
     "gate_up": PassInfo("Gate and up of a layer as one product.", **_FUSED),
     "swiglu": PassInfo("SiLU as one QuickGelu with alpha 1.", **_FUSED),
     "last_token": PassInfo(
-        "Where only the last token's logits come out, its alone in the last feed-forward network.", **_FUSED
+        "The last token alone in all that follows the last attention, where only its logits come out.", **_FUSED
     ),
     "attention": PassInfo(
         "Attention with its KV cache as one GroupQueryAttention; on CUDA in fp16 and bf16 only.",

@@ -28,13 +28,16 @@ class Traced:
         common.CommonSubexpressionEliminationPass()(model)  # opset 23 computes cos and sin again for every layer
         self.model, self.head_size, self.positions = model, head_size, positions
         self.native = any(node.op_type == "RotaryEmbedding" for node in model.graph)
+        self.grouped = False
         self.tables: dict[ir.Value, ir.Value] = {}
 
     def replace(self, form: Callable[..., Any], check: Callable[..., bool], by: Callable[..., Any]) -> int:
         """Replace what has the `form` and passes the `check`, in every layer, `by` other nodes; say how often."""
         # what layers share (mask, cos, sin) is no layer's to remove, so nothing is: what nobody reads goes at the end
-        rule = RewriteRule(form, by, check, name="attention", remove_nodes=False)
-        count = int(RewriteRuleSet([rule]).apply_to_model(self.model))
+        rules = []
+        for self.grouped in (False, True):  # two rules: with alternatives inside, one would be tried in every order
+            rules.append(RewriteRule(form, by, check, name="attention", remove_nodes=False))
+        count = int(RewriteRuleSet(rules).apply_to_model(self.model))
         common.RemoveUnusedNodesPass()(self.model)
         inputs = self.model.graph.inputs
         for value in [value for value in inputs if value.name == "position_ids" and count and not value.uses()]:
@@ -56,10 +59,16 @@ class Traced:
 
     def attended(self, op: Any, query: Any, key: Any, value: Any, scale: Any, mask: Any) -> Any:
         """Return softmax(query · keyᵀ · scale + mask) · value, as [B, S, heads · D]."""
-        keys = op.Transpose(_repeated(op, key), perm=[0, 1, 3, 2])
+        keys = op.Transpose(self.repeated(op, key), perm=[0, 1, 3, 2])
         weights = op.Softmax(op.Add(op.Mul(op.MatMul(query, keys), scale), mask), axis=-1)
-        mixed = op.Transpose(op.MatMul(weights, _repeated(op, value)), perm=[0, 2, 1, 3])
+        mixed = op.Transpose(op.MatMul(weights, self.repeated(op, value)), perm=[0, 2, 1, 3])
         return op.Reshape(mixed, pattern.ANY_VALUE)
+
+    def repeated(self, op: Any, x: Any) -> Any:
+        """Return KV heads as they are, or each given to its group of query heads."""
+        if not self.grouped:
+            return x
+        return op.Reshape(op.Expand(op.Unsqueeze(x, [2]), pattern.ANY_VALUE), pattern.ANY_VALUE)
 
     def scale(self, value: ir.Value) -> dict[str, float]:
         """Return the attribute for scores times `value`; none where it is the operators' own 1 / √D."""
@@ -78,12 +87,6 @@ class Traced:
             rows = rows.reshape(self.positions, -1)[:, : self.head_size // 2]  # traced, every column is there twice
             self.tables[value] = add_constant(self.model.graph, f"{name}_cache", np.ascontiguousarray(rows))
         return self.tables[value]
-
-
-def _repeated(op: Any, x: Any) -> Any:
-    """Return KV heads as they are, or each given to its group of query heads."""
-    spread = op.Reshape(op.Expand(op.Unsqueeze(x, [2]), pattern.ANY_VALUE), pattern.ANY_VALUE)
-    return pattern.OrValue([spread, x])
 
 
 def leaves(value: ir.Value) -> set[ir.Value]:

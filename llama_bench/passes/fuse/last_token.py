@@ -51,10 +51,10 @@ def _pull_up(graph: ir.Graph, cut: ir.Node) -> bool:
         taken = ir.node("Slice", [value, *cut.inputs[1:]], name=f"{value.name}.last")
         taken.outputs[0].name, taken.outputs[0].type = f"{value.name}.last", value.type
         taken.outputs[0].shape = _one_token(value)
-        uses = [use for use in value.uses() if use.node in below]
-        readers = {use.node for use in uses}
+        inside = [use for use in value.uses() if use.node in below]
+        readers = {use.node for use in inside}
         graph.insert_before(next(node for node in graph if node in readers), [taken])
-        for use in uses:
+        for use in inside:
             use.node.replace_input_with(use.idx, taken.outputs[0])
     for node in below:
         for output in node.outputs:

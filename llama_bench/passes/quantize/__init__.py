@@ -6,7 +6,7 @@ Weights are read, quantised and kept one at a time, so memory holds the result a
 from __future__ import annotations
 
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.passes.quantize.options import Cache, Dynamic, Weights, fits_cache, fits_weights
+from llama_bench.passes.quantize.options import Cache, Dynamic, Weights, fits_cache, fits_dynamic, fits_weights
 
 PASSES: dict[str, PassInfo] = {
     "weights": PassInfo(
@@ -23,6 +23,7 @@ PASSES: dict[str, PassInfo] = {
         options=Dynamic,
         leaves=("quantised",),
         not_after=("half", "quantised"),
+        fits=fits_dynamic,
     ),
     "kv_cache": PassInfo(
         "Keys and values of GroupQueryAttention kept in 8 or 4 bits, by scales from text.",

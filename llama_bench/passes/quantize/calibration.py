@@ -76,6 +76,11 @@ class Forward:
             self._advance(values)
         return [[run[value] for run in self.live] for value in values]
 
+    def divide(self, value: ir.Value, by: Array) -> None:
+        """Divide what is known of `value` by `by`, as the graph now does where it makes it."""
+        for run in self.live:
+            run[value] = run[value] / by
+
     def _advance(self, values: Sequence[ir.Value]) -> None:
         nodes = {node for value in values for node in self._before(value)}
         self.done |= nodes
@@ -121,6 +126,7 @@ class Forward:
         names = [x.name or "" for x in part.inputs]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # parts are many and short
         try:
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".part-") as scratch:
                 files.write(ir.Model(part, ir_version=self.model.ir_version), Path(scratch))

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A MatMul or Gemm with a constant: `weight` [in, out], or [out, in] where it is `transposed`."""
+    """A MatMul or Gemm with a constant: `weight` [in, out], or [out, in] where it is `transposed`.
+
+    `factors` [in], where there are any, belong to the weight.
+    """
 
     node: ir.Node
     weight: ir.Value
     transposed: bool
+    factors: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
     @property
     def x(self) -> ir.Value:
@@ -49,6 +53,8 @@ class Linear:
         del array
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()  # else all that was ever read of the file stays mapped
+        if self.factors is not None:
+            matrix *= self.factors[:, None]
         return matrix
 
 
@@ -110,6 +116,17 @@ def replace(layer: Linear, nodes: Sequence[ir.Node]) -> None:
     result.type, result.shape, result.name, old.name = old.type, old.shape, old.name, None
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def insert_before(layer: Linear, nodes: Sequence[ir.Node]) -> None:
+    """Put `nodes`, in order, just before the layer's own."""
+    assert layer.node.graph is not None
+    layer.node.graph.insert_before(layer.node, nodes)
+
+
+def constant(graph: ir.Graph, name: str, number: Any) -> ir.Value:
+    """Return the graph's constant called `name`, which is made from `number` when it is first asked for."""
+    return graph.initializers.get(name) or add_constant(graph, name, np.asarray(number))
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llama_bench.passes.checkpoint import OnText, window_misfit
-from llama_bench.sweep import Flag, Model, Part, Positive
+from llama_bench.sweep import Flag, Model, Positive
 
 Patterns = Annotated[tuple[str, ...], Field(description="Linear layers left as they are, by parts of their names.")]
 
@@ -51,7 +51,7 @@ class Weights(Calibrated):
         return self
 
 
-class Dynamic(Part):
+class Dynamic(Calibrated):
     """Options of `dynamic`."""
 
     weight_type: Literal["qint8", "quint8"] = Field(
@@ -59,8 +59,21 @@ class Dynamic(Part):
         description="Signed symmetric weights (what VNNI and AMX multiply), or unsigned ones with a zero point.",
     )
     per_channel: Flag = Field(True, description="A scale for each output, or one for the whole matrix.")
+    activations: Literal["token", "tensor"] = Field(
+        "token",
+        description="What is multiplied has a scale for each token, or one for all of them: faster, less exact.",
+    )
+    smooth: float | None = Field(
+        None, ge=0, le=1, description="SmoothQuant's strength (0.5 is theirs): text tells which channels are large."
+    )
     reduce_range: Flag = Field(False, description="7 bits, for CPUs without VNNI, whose 16-bit sums overflow.")
     exclude: Patterns = ()
+
+    @model_validator(mode="after")
+    def _text_is_for_smooth(self) -> Self:
+        if self.smooth is None and (said := self.model_fields_set & {*Calibrated.model_fields}):
+            raise ValueError(f"{min(said)} is for smooth, which alone looks at text")
+        return self
 
 
 class Cache(Calibrated):
@@ -86,6 +99,11 @@ def fits_weights(options: Weights, model: Model) -> str | None:
         if width % options.block_size:
             return f"block_size {options.block_size} does not divide {name} {width}"
     return _calibration_misfit(options, model) if options.method == "gptq" else None
+
+
+def fits_dynamic(options: Dynamic, model: Model) -> str | None:
+    """Return why the model cannot be calibrated, None where it need not be."""
+    return None if options.smooth is None else _calibration_misfit(options, model)
 
 
 def fits_cache(options: Cache, model: Model) -> str | None:
