@@ -172,6 +172,7 @@ def test_a_checkpoint_in_the_folder_is_taken_instead_of_the_model_s_weights(tmp_
 
 def test_the_threads_are_those_of_the_target() -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         opened("torch-sdpa", CACHED, DECODE)
         assert torch.get_num_threads() == 1
@@ -254,8 +255,12 @@ def test_what_is_compiled_agrees_with_the_reference(
 ) -> None:
     if why := torch_engine.missing_compiler("torch-compile"):
         pytest.skip(why)
+    from torch._dynamo.utils import counters
+
+    counters.clear()
     model = CACHED.model_copy(update={"num_hidden_layers": 1})
     session = opened("torch-compile", model, workload, Session.model_validate({"precision": precision}))
+    assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] >= 5  # weights are frozen and packed
     with pytest.raises(WorkError, match="before the first run"):
         session.outputs()
     for _ in range(2):
