@@ -14,7 +14,12 @@ from llama_bench.cluster.tune import Outcome, tune
 from llama_bench.store import Store
 from llama_bench.sweep import Measure, Model, Target, Text, Workload
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("local_ray"),
+]
 
 AXES: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "graph": {"fuse": ({"fuse": "all"},)},
