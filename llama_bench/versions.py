@@ -41,16 +41,22 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("passes.distill", "passes.prune", "passes.checkpoint", "model"),
         ("torch", "onnx", "onnxscript", "tokenizers"),
     ),
-    "onnxoptimizer": (("passes.onnxoptimizer", "passes.onnxoptimizer_child", "graph"), ("onnxoptimizer", "onnx")),
+    "onnxoptimizer": (
+        ("passes.onnxoptimizer", "passes.onnxoptimizer_child", "passes.files", "graph"),
+        ("onnxoptimizer", "onnx"),
+    ),
     "onnxruntime": (
-        ("passes.onnxruntime_offline", "passes.onnxruntime_offline_child", "passes.optimizers", "passes.fuse.files"),
+        ("passes.onnxruntime_offline", "passes.onnxruntime_offline_child", "passes.optimizers", "passes.files"),
         ("onnxruntime",),
     ),
-    "onnxscript": (("passes.onnxscript_pass", "passes.fuse.files"), ("onnxscript", "onnx-ir")),
-    "transformers": (("passes.transformers_pass", "passes.fuse.files"), ("onnxruntime", "onnx-ir")),
-    "fuse": (("passes.fuse",), ("onnxruntime", "onnxscript", "onnx-ir")),
-    "precision": (("passes.precision",), ("onnx-ir",)),
-    "quantize": (("passes.quantize", "model.text", "model.tokenizer"), ("onnxruntime", "onnx-ir", "tokenizers")),
+    "onnxscript": (("passes.onnxscript_pass", "passes.files"), ("onnxscript", "onnx-ir")),
+    "transformers": (("passes.transformers_pass", "passes.files"), ("onnxruntime", "onnx-ir")),
+    "fuse": (("passes.fuse", "passes.files"), ("onnxruntime", "onnxscript", "onnx-ir")),
+    "precision": (("passes.precision", "passes.files"), ("onnx-ir",)),
+    "quantize": (
+        ("passes.quantize", "passes.files", "model.text", "model.tokenizer"),
+        ("onnxruntime", "onnx-ir", "tokenizers"),
+    ),
 }
 """Build stage → the parts of this package and the distributions that shape the bytes of what it builds."""
 

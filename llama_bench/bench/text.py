@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_bench.bench.accuracy import Array, Bounds, Limits, kl, nonfinite, predictions, slices, violations
+from llama_bench.bench.accuracy import Bounds, Limits, nonfinite, violations
+from llama_bench.bench.predictions import Array, kl, predictions, slices
 
 if TYPE_CHECKING:
     from llama_bench.engines import TimedSession
@@ -75,7 +76,7 @@ def score(session: TimedSession, folder: Path, bounds: Bounds, kind: Kind) -> di
     """Return the arm's row of the dataset `accuracy` about text, None where the reference in `folder` has none.
 
     Every prediction that the reference scores is compared with torch's: the divergence as in
-    :func:`llama_bench.bench.accuracy.divergence`, the share of equal most likely tokens, and the perplexity of both,
+    :func:`llama_bench.bench.predictions.divergence`, the share of equal most likely tokens, and the perplexity of both,
     exp(−mean ln p(next token)) (Jelinek et al. 1977). An approximation may be as much worse than torch as `bounds`
     say, and better as it likes; the perplexity of an exact rewrite must not move either way.
 

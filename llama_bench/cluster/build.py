@@ -25,6 +25,10 @@ from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Text, Workload
 
 
+TRAINING = ("distill",)
+"""Families whose tasks run a network for minutes, and more quickly so with every CPU of a node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """The end of one build: `error` is None, or why there is no artifact."""
@@ -107,7 +111,8 @@ def build_all(
     wait.
     """
     needed = closure(plan, wanted)
-    most = max((node.resources.get("memory", 0.0) for node in nodes if node.builds), default=None)
+    builders = [node for node in nodes if node.builds]
+    most = max((node.resources.get("memory", 0.0) for node in builders), default=None)
     ends: dict[str, Built] = {}
     waiting = dict(needed)
     running: dict[Any, tuple[Artifact, float]] = {}
@@ -117,7 +122,7 @@ def build_all(
             end = _without_building(artifact, ends, store, known_failures, memory_bytes(plan, artifact), most)
             if end is None:
                 on_start(artifact.label)
-                running[_submit(plan, artifact, store, run)] = (artifact, time.perf_counter())
+                running[_submit(plan, artifact, store, run, builders)] = (artifact, time.perf_counter())
             else:
                 ends[artifact.id] = end
                 yield end
@@ -148,6 +153,17 @@ def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     return build_memory(model, "distill" if artifact.spec.get("family") == "distill" else artifact.kind)
 
 
+def cpus(artifact: Artifact, memory: int, builders: Iterable[Node]) -> float:
+    """Return the CPUs of a build task, of which Ray makes its threads.
+
+    Training takes all of the largest of the `builders` that have its `memory`, everything else one.
+    """
+    if artifact.spec.get("family") not in TRAINING:
+        return 1.0
+    able = (node.resources for node in builders if node.resources.get("memory", 0.0) >= memory)
+    return max((resources.get("CPU", 1.0) for resources in able), default=1.0)
+
+
 def _without_building(
     artifact: Artifact,
     ends: Mapping[str, Built],
@@ -172,9 +188,9 @@ def _without_building(
     return None
 
 
-def _submit(plan: Plan, artifact: Artifact, store: Store, run: str) -> Any:
-    task = _fresh_task if needs_fresh_process(artifact) else _pass_task
-    options = task.options(memory=memory_bytes(plan, artifact), name=artifact.label)
+def _submit(plan: Plan, artifact: Artifact, store: Store, run: str, builders: Iterable[Node]) -> Any:
+    task, memory = _fresh_task if needs_fresh_process(artifact) else _pass_task, memory_bytes(plan, artifact)
+    options = task.options(num_cpus=cpus(artifact, memory, builders), memory=memory, name=artifact.label)
     return options.remote(artifact, store.uri, run)
 
 
@@ -210,7 +226,7 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> str | None:
     return None
 
 
-_REMOTE: dict[str, Any] = {"num_cpus": 1, "resources": {BUILDER: 1}, "max_retries": 2}
+_REMOTE: dict[str, Any] = {"resources": {BUILDER: 1}, "max_retries": 2}
 
 # Torch and the quantisers leave gigabytes in their process: a fresh one each time gives them back before anything is
 # timed.

@@ -17,7 +17,8 @@ import numpy as np
 from llama_bench.errors import WorkError
 from llama_bench.model import inputs as model_inputs
 from llama_bench.model.weights import weight_bytes
-from llama_bench.sweep import TORCHSCRIPT_MAX_OPSET, Model, Workload
+from llama_bench.sweep import Model, Workload
+from llama_bench.sweep_model import TORCHSCRIPT_MAX_OPSET
 
 if TYPE_CHECKING:
     from llama_bench.model.llama import Llama

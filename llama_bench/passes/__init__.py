@@ -22,7 +22,8 @@ from llama_bench.passes import (
 )
 from llama_bench.passes.effect import Effect, effect
 from llama_bench.passes.info import PassInfo, State, Work
-from llama_bench.sweep import Model, Part, Pass, Workload
+from llama_bench.sweep import Model, Pass, Workload
+from llama_bench.sweep_part import Part
 
 __all__ = ["APPLY", "PASSES", "Effect", "PassInfo", "Work", "apply", "effect", "find", "misfit"]
 

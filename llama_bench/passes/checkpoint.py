@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 
 from llama_bench.errors import InputError, WorkError
 from llama_bench.passes.info import Work
-from llama_bench.sweep import Model, Part, Text, Workload
+from llama_bench.sweep import Model, Text, Workload
+from llama_bench.sweep_part import Part
 
 if TYPE_CHECKING:
     import numpy as np

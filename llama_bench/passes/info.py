@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from llama_bench.sweep import Model, Part, Workload
+from llama_bench.sweep import Model, Workload
+from llama_bench.sweep_part import Part
 
 Kind: TypeAlias = Literal["exact", "approximate"]
 """Class of a pass: an exact rewrite differs by rounding only; an approximation changes the numbers on purpose."""

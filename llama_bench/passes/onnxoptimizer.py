@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_bench.errors import WorkError
+from llama_bench.passes import files
+from llama_bench.passes.files import EMBED_BYTES, WEIGHTS
 from llama_bench.passes.info import PassInfo, Work
 
 if TYPE_CHECKING:
@@ -79,11 +80,6 @@ PASSES: dict[str, PassInfo] = {
 
 CHILD = Path(__file__).with_name("onnxoptimizer_child.py")
 
-WEIGHTS = "weights.bin"
-"""The one external data file of a large result."""
-
-EMBED_BYTES = 64 << 20
-"""Weights up to here are written into model.onnx itself."""
 
 MEMORY_FACTOR = 7
 """Peak memory of onnxoptimizer in models: the file, protobuf, its own graph and the way back (measured: 6–7)."""
@@ -121,7 +117,7 @@ def apply(name: str, source: Path, destination: Path, *, embed_bytes: int = EMBE
             _keep_signature(name, before, after)
             onnx.save_model(after, str(made))
             if graph.canonical_sha256(made) == graph.canonical_sha256(origin):
-                _copy(before, source, destination)
+                files.keep(source, destination)
                 return
             onnx.checker.check_model(str(made))
         except (onnx.checker.ValidationError, WorkError) as error:
@@ -205,21 +201,6 @@ def _put_names_back(before: ModelProto, after: ModelProto) -> None:
         for node in inner.node:
             node.input[:] = [names.get(value, value) for value in node.input]
             node.output[:] = [names.get(value, value) for value in node.output]
-
-
-def _copy(model: ModelProto, source: Path, destination: Path) -> None:
-    """Write the source's model into `destination`, byte for byte; its weights as hard links where the disk allows."""
-    from llama_bench import graph
-
-    shutil.copyfile(source / graph.MODEL, destination / graph.MODEL)
-    for path in {tensor.path for tensor in graph.external_tensors(model, source)}:
-        target = destination / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(path, target)
 
 
 def _line(text: str) -> str:

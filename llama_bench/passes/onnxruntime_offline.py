@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from llama_bench.errors import InputError, WorkError
+from llama_bench.passes.files import EMBED_BYTES, WEIGHTS
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.passes.onnxoptimizer import EMBED_BYTES, WEIGHTS
 from llama_bench.passes.optimizers import check_optimizers
-from llama_bench.sweep import Part
+from llama_bench.sweep_part import Part
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -58,7 +58,7 @@ def work(given: Work) -> None:
     import onnx
 
     from llama_bench import graph
-    from llama_bench.passes.fuse import files
+    from llama_bench.passes import files
 
     origin = given.source / graph.MODEL
     before = graph.load(origin)

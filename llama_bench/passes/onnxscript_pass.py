@@ -40,7 +40,7 @@ def work(given: Work) -> None:
     import onnxscript.optimizer
     from onnxscript.rewriter import ort_fusions
 
-    from llama_bench.passes.fuse import files
+    from llama_bench.passes import files
 
     model = files.read(given.source)
     read = _inputs_read(model)

@@ -42,7 +42,7 @@ def work(given: Work) -> None:
     WorkError when weights are missing, a library that the fusions need, or when the fusions fail.
     """
     from llama_bench import graph
-    from llama_bench.passes.fuse import files
+    from llama_bench.passes import files
 
     before = graph.load(given.source / graph.MODEL)
     _load_what_fusions_read(before, given.source)

@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from scipy.special import rel_entr, softmax
 
-from llama_bench.bench.accuracy import BOUNDS, PIECE, Bounds, bounds, compare, divergence, measure
+from llama_bench.bench.accuracy import BOUNDS, Bounds, bounds, compare, measure
+from llama_bench.bench.predictions import PIECE
 from llama_bench.schemas import SCHEMAS
 from llama_bench.sweep import AccuracyBounds
 
@@ -121,25 +121,6 @@ def test_a_reference_of_zeros_allows_only_zeros() -> None:
     assert (same["within_bound"], same["max_rel"], same["cosine"]) == (True, 0.0, 1.0)
     assert (other["within_bound"], other["max_rel"], other["cosine"]) == (False, math.inf, 0.0)
     assert one(zeros, np.ones(3, np.float32))["cosine"] == 0.0
-
-
-def test_the_divergence_is_kullback_and_leiblers_from_the_reference_to_the_answer() -> None:
-    expected, actual = np.log([[[0.5, 0.5]]]), np.log([[[0.25, 0.75]]])
-    kl, top1 = divergence(actual, expected)
-    assert np.isclose(kl, 0.5 * math.log(2) + 0.5 * math.log(2 / 3))
-    assert top1 == 0.0  # of two equal tokens the first counts
-
-
-@pytest.mark.parametrize("shift", [0.0, 3e4, -3e4])
-def test_the_divergence_agrees_with_scipy_and_no_logit_is_too_large_for_it(shift: float) -> None:
-    rng = np.random.default_rng(0)
-    expected = rng.normal(size=(2, 3, 50_000)) * 4
-    actual = expected + rng.normal(size=expected.shape)
-    truth = rel_entr(softmax(expected, -1), softmax(actual, -1)).sum(-1).mean()
-    kl, top1 = divergence(actual + shift, expected)
-    assert np.isclose(kl, truth, rtol=1e-9)
-    assert top1 == np.mean(actual.argmax(-1) == expected.argmax(-1))
-    assert divergence(expected + shift, expected)[0] < 1e-9
 
 
 def test_only_logits_have_a_distribution_and_a_bound_on_it() -> None:

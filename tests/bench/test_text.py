@@ -15,7 +15,8 @@ import torch
 from safetensors.numpy import save_file
 
 from llama_bench.bench import text
-from llama_bench.bench.accuracy import BOUNDS, Bounds, divergence
+from llama_bench.bench.accuracy import BOUNDS, Bounds
+from llama_bench.bench.predictions import divergence
 from llama_bench.model import inputs, llama
 from llama_bench.schemas import SCHEMAS
 from llama_bench.sweep import Model, Workload

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llama_bench.cluster.build import build, closure, memory_bytes
+from llama_bench.cluster.build import build, closure, cpus, memory_bytes
+from llama_bench.cluster.connect import Node
 from llama_bench.errors import WorkError
 from llama_bench.plan import make
 from llama_bench.store import Store
@@ -47,3 +48,18 @@ def test_building_a_larger_model_asks_ray_for_more_memory(tiny: dict[str, Any]) 
     large = make(Sweep.model_validate(tiny), {})
     [a, *_], [b, *_] = small.artifacts.values(), large.artifacts.values()
     assert memory_bytes(large, b) > memory_bytes(small, a) + 10**9
+
+
+def test_training_takes_all_cpus_of_the_largest_node_that_has_its_memory(tiny: dict[str, Any]) -> None:
+    tiny["recipes"]["taught"] = {"passes": [{"prune": {"name": "channels", "keep": 0.5}}, {"distill": {"steps": 1}}]}
+    tiny["models"][0] |= {"head": "lm"}
+    tiny["workloads"]["prefill"] |= {"outputs": "logits"}
+    plan = make(Sweep.model_validate(tiny), {})
+    training = next(a for a in plan.artifacts.values() if a.spec.get("family") == "distill")
+    pruning = next(a for a in plan.artifacts.values() if a.spec.get("family") == "prune")
+    nodes = [
+        Node(str(cores), "", {"builder": 1.0, "CPU": float(cores), "memory": memory})
+        for cores, memory in ((4, 8e9), (16, 32e9), (64, 1e9))
+    ]
+    assert cpus(training, 2 * 10**9, nodes) == 16
+    assert cpus(pruning, 2 * 10**9, nodes) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_bench.errors import WorkError
-from llama_bench.passes.fuse import files
+from llama_bench.passes import files
 from llama_bench.passes.info import Work
 from llama_bench.passes.quantize import calibration, linear
 from llama_bench.passes.quantize.options import Calibrated

@@ -13,7 +13,7 @@ import pytest
 
 from llama_bench import passes
 from llama_bench.errors import WorkError
-from llama_bench.passes.fuse import files
+from llama_bench.passes import files
 from llama_bench.passes.info import Work
 from llama_bench.passes.quantize import linear
 from llama_bench.passes.quantize.smooth import smooth

@@ -205,9 +205,10 @@ def test_a_text_shorter_than_a_window_is_an_error(cached: Any, tmp_path: Path) -
 
 
 MEASURED = """
-import resource, sys
+import sys
 from pathlib import Path
 from llama_bench import passes
+from llama_bench.bench.proc import peak_bytes
 from llama_bench.passes.info import Work
 from llama_bench.sweep import Model, Pass, Workload
 step = Pass.model_validate(eval(sys.argv[1]))
@@ -215,7 +216,7 @@ model = Model(hidden_size=1024, num_attention_heads=8, intermediate_size=4096, v
 work = Work(passes.name_of(step), passes.options_of(step), Path(sys.argv[2]), Path(sys.argv[3]), model,
             Workload(sequence=16), Path(sys.argv[3]))
 passes.APPLY[step.family](work)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_bytes())
 """
 
 

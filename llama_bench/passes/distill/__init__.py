@@ -9,7 +9,8 @@ from pydantic import Field
 from llama_bench.errors import WorkError
 from llama_bench.passes import checkpoint
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.sweep import Model, Positive, Seed
+from llama_bench.sweep import Model
+from llama_bench.sweep_part import Positive, Seed
 
 RECORD = "distill.json"
 """What training did, beside the model that it left."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.sweep import Model, Part
+from llama_bench.sweep import Model
+from llama_bench.sweep_part import Part
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -85,7 +86,7 @@ def work(given: Work) -> None:
 
     Raises WorkError when weights are missing, or when only some layers have the attention that is to be fused.
     """
-    from llama_bench.passes.fuse import files
+    from llama_bench.passes import files
 
     model = files.read(given.source)
     files.prepare(model)

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.sweep import Part
+from llama_bench.sweep_part import Part
 
 
 class Keep(Part):
@@ -40,7 +40,7 @@ def work(given: Work) -> None:
     Inputs and outputs keep their types, but for past and present keys and values. Raises WorkError for a graph with
     subgraphs, an operator that nobody knows, and a name in `keep` that no node has.
     """
-    from llama_bench.passes.fuse import files
+    from llama_bench.passes import files
     from llama_bench.passes.precision.convert import convert
 
     model = files.read(given.source)

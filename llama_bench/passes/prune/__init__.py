@@ -13,7 +13,8 @@ from pydantic import Field
 from llama_bench.errors import WorkError
 from llama_bench.passes import checkpoint
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.sweep import Model, Part, Positive
+from llama_bench.sweep import Model
+from llama_bench.sweep_part import Part, Positive
 
 
 class Sparse(Part):

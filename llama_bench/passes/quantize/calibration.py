@@ -116,7 +116,7 @@ class Forward:
         import onnxruntime
 
         from llama_bench import graph
-        from llama_bench.passes.fuse import files
+        from llama_bench.passes import files
 
         part = ir.convenience.extract(self.model.graph, given, wanted)
         for x, source in zip(part.inputs, given, strict=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_bench.errors import LlamaBenchError, WorkError
-from llama_bench.passes.fuse import files
+from llama_bench.passes import files
 from llama_bench.passes.info import Work
 from llama_bench.passes.quantize import calibration, linear
 from llama_bench.passes.quantize.blocks import Floats

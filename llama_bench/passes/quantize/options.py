@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llama_bench.passes.checkpoint import OnText, window_misfit
-from llama_bench.sweep import Flag, Model, Positive
+from llama_bench.sweep import Model
+from llama_bench.sweep_part import Flag, Positive
 
 Patterns = Annotated[tuple[str, ...], Field(description="Linear layers left as they are, by parts of their names.")]
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llama_bench.errors import LlamaBenchError, WorkError
-from llama_bench.passes.fuse import files
+from llama_bench.passes import files
 from llama_bench.passes.info import Work
 from llama_bench.passes.quantize import blocks, calibration, linear
 from llama_bench.passes.quantize.blocks import Floats, Form, Packed

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_bench.errors import WorkError
-from llama_bench.passes.onnxoptimizer import EMBED_BYTES, WEIGHTS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx import ModelProto
+
+WEIGHTS = "weights.bin"
+"""The one external data file of a large result."""
+
+EMBED_BYTES = 64 << 20
+"""Weights up to here are written into model.onnx itself."""
 
 EXTERNAL_FROM_BYTES = 1024
 """Of a model whose weights go into a file of their own, tensors up to this size stay in the graph's."""

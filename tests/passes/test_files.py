@@ -14,7 +14,8 @@ import pytest
 
 from llama_bench import graph
 from llama_bench.errors import WorkError
-from llama_bench.passes.fuse import files, pack
+from llama_bench.passes import files
+from llama_bench.passes.fuse import pack
 
 WIDE = {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 2048}
 

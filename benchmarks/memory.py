@@ -1,0 +1,102 @@
+"""Memory of exporting a model and of every pass on it: the peak of each build beside the model's bytes.
+
+    python benchmarks/memory.py benchmarks/large.yaml [STORE]        every pass on a model of 2.7 GB
+    python benchmarks/memory.py benchmarks/llama2_7b.yaml [STORE]    Llama-2-7B's shapes in 4 bits
+
+Builds the sweep's exports and passes one after another, each in a process of its own, and prints a line for each:
+seconds, the most memory that the process and its children had resident at once (sampled every 20 ms; pages of mapped
+files count, though the kernel may take them back), that over the bytes of the export's weights, and the bytes on disk.
+A variant that nothing else is made from goes once it is measured, so that a pass costs disk for one model. The text and
+the outputs that torch answers for are not built: they need the whole network in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from llama_bench import plan as planning
+from llama_bench import versions
+from llama_bench.cli.common import catalogue
+from llama_bench.plan import Artifact
+from llama_bench.store import Store, clean
+from llama_bench.sweep_file import load
+
+SAMPLED_S = 0.02
+
+BUILD = """
+import pickle, sys
+from llama_bench.cluster.build import build
+from llama_bench.errors import LlamaBenchError
+from llama_bench.store import Store
+artifact, store = pickle.load(sys.stdin.buffer)
+try:
+    build(artifact, Store(store))
+except LlamaBenchError as error:
+    sys.exit(str(error))
+"""
+
+
+def measured(artifact: Artifact, store: str) -> tuple[float, int, str]:
+    """Build in a fresh process; return its seconds, its peak in bytes, and the last line of what it failed with."""
+    begin, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as told:
+        child = subprocess.Popen([sys.executable, "-c", BUILD], stdin=subprocess.PIPE, stderr=told)
+        assert child.stdin is not None
+        with child.stdin as pipe:
+            pickle.dump((artifact, store), pipe)
+        root = psutil.Process(child.pid)
+        while child.poll() is None:
+            peak = max(peak, resident(root))
+            time.sleep(SAMPLED_S)
+        told.seek(0)
+        lines = told.read().decode(errors="replace").strip().splitlines()
+    return time.perf_counter() - begin, peak, (lines or ["?"])[-1] if child.returncode else ""
+
+
+def resident(root: psutil.Process) -> int:
+    """Return the resident bytes of a process and of all that it started."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+    return total
+
+
+def needed(artifacts: Iterable[Artifact]) -> set[str]:
+    """Return the artifacts that `artifacts` are made from."""
+    return {artifact.parent for artifact in artifacts if artifact.parent is not None}
+
+
+def main() -> None:
+    sweep = load(Path(sys.argv[1]), catalogue())
+    store = Store(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp())
+    made = planning.make(sweep, versions.stages()).artifacts.values()
+    waiting = [artifact for artifact in made if artifact.kind != "reference"]
+    size = 0
+    print(f"{'seconds':>8} {'peak':>9} {'× model':>8} {'on disk':>9}  artifact", flush=True)
+    while waiting:
+        artifact = waiting.pop(0)
+        seconds, peak, failed = (0.0, 0, "") if store.has(artifact.id) else measured(artifact, store.uri)
+        if failed:
+            print(f"{seconds:8.1f} {peak / 1e9:6.2f} GB {'':8} {'':9}  {artifact.label}: {failed}", flush=True)
+            waiting = [later for later in waiting if later.parent != artifact.id]
+            continue
+        weights = sum(store.manifest(artifact.id)["weights"].values())
+        size = weights if artifact.kind == "export" else size
+        figures = f"{seconds:8.1f} {peak / 1e9:6.2f} GB {peak / size:8.2f} {weights / 1e9:6.2f} GB"
+        print(f"{figures}  {artifact.label}", flush=True)
+        clean(store, needed(waiting))
+
+
+if __name__ == "__main__":
+    main()
