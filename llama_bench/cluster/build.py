@@ -24,7 +24,6 @@ from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Text, Workload
 
-
 TRAINING = ("distill",)
 """Families whose tasks run a network for minutes, and more quickly so with every CPU of a node."""
 

@@ -31,15 +31,22 @@ def default_text() -> str:
 
 
 def read(text: Text) -> str:
-    """Return the text's characters. Raises InputError when its file is missing or not UTF-8."""
+    """Return the text's characters, its line ends those of Unix.
+
+    Raises InputError when its file is missing, not UTF-8, or another one than when the sweep was read.
+    """
     if text.file is None:
         return default_text()
     try:
-        return Path(text.file).read_text(encoding="utf-8")
+        data = Path(text.file).read_bytes()
+        characters = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{text.file}: not UTF-8 text (byte 0x{error.object[error.start]:02x})") from None
     except OSError as error:
         raise InputError(f"{text.file}: {error.strerror or error}") from None
+    if text.file_sha256 not in (None, found := hashlib.sha256(data).hexdigest()):
+        raise InputError(f"{text.file}: its SHA-256 is {found}, and was {text.file_sha256} when the sweep was read")
+    return characters.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sha256(text: Text) -> str:

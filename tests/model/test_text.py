@@ -42,6 +42,16 @@ def test_a_text_that_is_gone_or_no_text_is_one_line(tmp_path):
         text.read(Text(file=str(tmp_path / "a.txt")))
 
 
+def test_a_text_that_changed_since_the_sweep_was_read_is_refused_and_line_ends_do_not_matter(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"one\r\ntwo\rthree\n")
+    read = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert text.read(Text(file=str(file), file_sha256=read)) == "one\ntwo\nthree\n"
+    file.write_bytes(b"four\n")
+    with pytest.raises(InputError, match=rf"a.txt: its SHA-256 is .*, and was {read} when the sweep was read"):
+        text.read(Text(file=str(file), file_sha256=read))
+
+
 @pytest.mark.parametrize(
     ("length", "window", "stride", "starts", "scored"),
     [
