@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_bench.model.weights import shapes, weight_bytes
-from llama_bench.plan import Cell, Plan
-from llama_bench.sweep import Measure, Model, Workload
+from llama_bench.model.weights import RESIDENT_BYTES, shapes, weight_bytes
+from llama_bench.plan import Artifact, Cell, Plan
+from llama_bench.sweep import Measure, Model, Pass, Workload
 
 GPU_FLOPS_PER_S = 20e12  # a data-centre GPU of the middle, fp32: what is assumed where no GPU can be asked
 PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s on 2 cores
@@ -33,9 +33,22 @@ BUILD_MEMORY = {
     "torchscript": 6.0,
     "dynamo": 1.5,
     "reference": 2.5,
-    "pass": 4.5,
-    "distill": 6.0,
-}  # × the model's bytes at the peak, see docs/measuring.md
+    "prune": 3.5,
+    "distill": 8.0,  # the teacher, the student, its gradients and AdamW's two moments
+    "onnxoptimizer": 7.0,
+    "onnxruntime": 4.5,
+    "transformers": 4.5,
+    "onnxscript": 0.5,  # this one and those below hold a tensor at a time, and what they make
+    "fuse": 0.5,
+    "precision": 0.6,
+    "quantize": 0.6,
+    "quantize on text": 1.5,
+}
+"""Kind of build (:func:`build_kind`) → its peak memory, × the model's bytes: see docs/measuring.md."""
+
+STREAMED = ("dynamo", "reference")
+"""Builds that hold no more than RESIDENT_BYTES of a larger model's weights."""
+
 BUILD_MEMORY_BASE = 700_000_000  # torch, onnx and the exporter, however small the model
 
 
@@ -112,7 +125,7 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
             references, reference = references + 1, reference + outputs
             runs = 1 + scored(model, workload, artifact.spec["text"]) / workload.given
             build_s += EXPORT_S + outputs / BUILD_BYTES_PER_S + runs * flops(model, workload) / flops_per_s
-            build_bytes = max(build_bytes, build_memory(model, artifact.kind))
+            build_bytes = max(build_bytes, build_memory(model, build_kind(artifact)))
             continue
         else:
             model = models[str(artifact.parent)]
@@ -121,7 +134,7 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
             build_s += PASS_S + size / BUILD_BYTES_PER_S
         models[artifact.id] = model
         graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * model.num_hidden_layers
-        build_bytes = max(build_bytes, build_memory(model, artifact.kind))
+        build_bytes = max(build_bytes, build_memory(model, build_kind(artifact)))
     cells = tuple(_cell(cell, plan.sweep.measure, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
     return Needs(exports, passes, references, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
 
@@ -215,9 +228,22 @@ def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
     return weights + inputs + output_bytes(model, workload)
 
 
+def build_kind(artifact: Artifact) -> str:
+    """Return the kind of build that `artifact` is: a key of BUILD_MEMORY, or another family of passes."""
+    if artifact.kind == "export":
+        return str(Model.model_validate(artifact.spec["model"]).exporter)
+    if artifact.kind == "reference":
+        return "reference"
+    step = Pass.model_validate(artifact.spec)
+    on_text = step.name == "kv_cache" or step.options.get("method") == "gptq" or "smooth" in step.options
+    return "quantize on text" if step.family == "quantize" and on_text else step.family
+
+
 def build_memory(model: Model, kind: str) -> int:
-    """Peak memory in bytes of one build task of `model`: its `export`, a `pass` on it, or its `reference`."""
-    return int(BUILD_MEMORY_BASE + BUILD_MEMORY[model.exporter if kind == "export" else kind] * weight_bytes(model))
+    """Return the peak memory in bytes of a build of `kind` (see :func:`build_kind`) of `model` or on it."""
+    size = weight_bytes(model)
+    held = min(size, RESIDENT_BYTES) if kind in STREAMED else size
+    return int(BUILD_MEMORY_BASE + BUILD_MEMORY.get(kind, max(BUILD_MEMORY.values())) * held)
 
 
 def arm_bytes(model: Model, workload: Workload) -> int:

@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from llama_bench.estimate import arm_bytes, cell_seconds, estimates, flops, moved_bytes, output_bytes
+from llama_bench.estimate import (
+    arm_bytes,
+    build_kind,
+    build_memory,
+    cell_seconds,
+    estimates,
+    flops,
+    moved_bytes,
+    output_bytes,
+)
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import make
 from llama_bench.sweep import Measure, Model, Pass, Recipe, Sweep, Target, Workload
@@ -50,6 +59,31 @@ def test_outputs_are_hidden_states_and_the_cache_of_every_layer() -> None:
     assert output_bytes(STUDY, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 2048)
     grouped = STUDY.model_copy(update={"num_key_value_heads": 4})
     assert output_bytes(grouped, PREFILL) == 4 * (2048 * 2048 + 2 * 2 * 2048 * 512)
+
+
+def test_llama_2_7b_in_four_bits_is_built_within_24_gb_and_learned_or_copied_forms_are_not() -> None:
+    large = Model(hidden_size=4096, num_attention_heads=32, num_hidden_layers=32, exporter="dynamo", cache=True)
+    bits = {"quantize": {"bits": 4}}
+    recipes = {
+        name: Recipe(passes=(Pass.model_validate(said),))
+        for name, said in {
+            "int4": bits,
+            "gptq": {"quantize": {"bits": 4, "method": "gptq"}},
+            "copied": {"onnxoptimizer": "default"},
+        }.items()
+    }
+    sweep = Sweep(
+        name="sweep",
+        models=(large,),
+        recipes={"original": Recipe(), **recipes},
+        workloads={"decode": Workload(kind="decode", context=128)},
+        targets={"B": Target(tag="bench_cpu")},
+    )
+    found = {build_kind(artifact): artifact for artifact in make(sweep, {}).artifacts.values()}
+    memory = {kind: build_memory(large, kind) for kind in found}
+    assert weight_bytes(large) > 26e9
+    assert max(memory[kind] for kind in ("dynamo", "reference", "quantize")) < 24e9
+    assert min(memory[kind] for kind in ("quantize on text", "onnxoptimizer")) > 24e9
 
 
 TINY = Model(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, vocab_size=100)

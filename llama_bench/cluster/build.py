@@ -19,7 +19,7 @@ from llama_bench import node_cache, results
 from llama_bench.bench.proc import peak_bytes
 from llama_bench.cluster.connect import BUILDER, Node
 from llama_bench.errors import LlamaBenchError
-from llama_bench.estimate import build_memory
+from llama_bench.estimate import build_kind, build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Text, Workload
@@ -149,7 +149,7 @@ def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     while export.parent is not None:
         export = plan.artifacts[export.parent]
     model = Model.model_validate(export.spec["model"])
-    return build_memory(model, "distill" if artifact.spec.get("family") == "distill" else artifact.kind)
+    return build_memory(model, build_kind(artifact))
 
 
 def cpus(artifact: Artifact, memory: int, builders: Iterable[Node]) -> float:

@@ -12,10 +12,8 @@ from torch import nn
 
 from llama_bench.model import llama, weights
 from llama_bench.model.llama import Array, Llama
+from llama_bench.model.weights import RESIDENT_BYTES
 from llama_bench.sweep import Model, Workload
-
-RESIDENT_BYTES = 4 << 30
-"""Weights up to this size are held: reading them in every run costs seconds, and a builder has the memory."""
 
 
 def build(model: Model, workload: Workload, given: Mapping[str, Array] | None = None) -> Llama:

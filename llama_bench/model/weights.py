@@ -18,6 +18,9 @@ from llama_bench.sweep import Model
 
 STANDARD_DEVIATION = 0.02  # LlamaConfig.initializer_range
 NORM_SPREAD = 0.1  # norm weights are 1 ± this: all ones would let passes and engines drop or share them
+RESIDENT_BYTES = 4 << 30
+"""Weights up to this size are held by torch: reading them in every run costs seconds, and a builder has the memory."""
+
 CHUNK = 1 << 20  # raw 64-bit words at a time, four values each: 16 MiB of float32
 
 
