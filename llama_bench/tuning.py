@@ -37,6 +37,7 @@ AXES: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
         "int4-b64": ({"quantize": {"bits": 4, "block_size": 64}},),
         "int4-b32-k": ({"quantize": {"bits": 4, "block_size": 32, "method": "k_quant"}},),
         "int4-b32-gptq": ({"quantize": {"bits": 4, "block_size": 32, "method": "gptq"}},),
+        "int4-b32-offsets": ({"quantize": {"bits": 4, "block_size": 32, "method": "offsets", "head_bits": 8}},),
     },
 }
 """Axis → choice → its passes; the axes are in the order in which their passes are applied."""

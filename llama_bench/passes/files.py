@@ -67,15 +67,21 @@ def _by_path(tensor: ir.ExternalTensor, folder: Path) -> ir.ExternalTensor:
 def prepare(model: ir.Model) -> None:
     """Write down what the fusions look at: shapes and axes as numbers, and the shape of every value."""
     import onnx_ir as ir
-    import onnx_ir.passes.common as common
     from onnxscript import optimizer
 
     def weights_stay(node: ir.Node) -> bool | None:
         tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
         return False if any(tensor is not None and tensor.size > SHAPE_SIZE for tensor in tensors) else None
 
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    infer_shapes(model)
     optimizer.fold_constants(model, should_fold=weights_stay)
+    infer_shapes(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Write down the shape of every value as far as ONNX can tell; TorchScript's exports hold none."""
+    import onnx_ir.passes.common as common
+
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 

@@ -35,6 +35,8 @@ def unpacked(packed: Packed, form: Form) -> tuple[np.ndarray, np.ndarray]:
     if packed.zero_points is not None:
         points = numbers(packed.zero_points, count)
     weights = (q - points[..., None]) * packed.scales[..., None]
+    if packed.offsets is not None:
+        weights = weights + packed.offsets[..., None]
     steps = np.broadcast_to(np.abs(packed.scales)[..., None], weights.shape)
     return weights.reshape(outputs, -1).T, steps.reshape(outputs, -1).T
 
@@ -54,6 +56,23 @@ def test_rounding_is_within_half_a_step(form: Form) -> None:
     assert (packed.zero_points is None) == form.symmetric
     most = 1.0 if form.symmetric else 0.5  # symmetric numbers reach one step less far on one side of zero
     assert (np.abs(weights - WEIGHTS) <= most * steps * 1.001).all()
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if not form.symmetric], ids=str)
+def test_offsets_round_within_half_a_step_and_weights_so_made_come_back_as_they_were(form: Form) -> None:
+    packed = blocks.offset(WEIGHTS, form)
+    weights, steps = unpacked(packed, form)
+    assert packed.zero_points is None
+    assert (np.abs(weights - WEIGHTS) <= 0.5 * steps * 1.001).all()
+    made = weights.astype(np.float32)
+    again = unpacked(blocks.offset(made, form), form)[0]
+    assert np.abs(again - made).max() < 1e-6 * np.abs(made).max()
+    assert np.abs(unpacked(blocks.rtn(made, form), form)[0] - made).max() > 1e-3 * np.abs(made).max()
+
+
+def test_a_block_of_equal_weights_is_its_offset() -> None:
+    equal, form = np.full((32, 300), 0.25, np.float32), Form(4, 16, symmetric=False)
+    assert (unpacked(blocks.offset(equal, form), form)[0] == 0.25).all()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

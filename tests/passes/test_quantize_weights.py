@@ -61,6 +61,8 @@ def weights(graph: Any) -> dict[str, np.ndarray]:
         ({"bits": 4, "method": "hqq"}, 0.985),
         ({"bits": 4, "method": "k_quant"}, 0.98),
         ({"bits": 4, "method": "gptq", "calibration_tokens": 512}, 0.97),
+        ({"bits": 4, "method": "offsets"}, 0.985),
+        ({"bits": 8, "method": "offsets", "accuracy_level": 0}, 0.9999),
         ({"bits": 2, "method": "hqq", "block_size": 16}, 0.8),
     ],
 )
@@ -74,7 +76,9 @@ def test_each_method_keeps_the_logits_near(
     expected = {"bits": options["bits"], "block_size": options.get("block_size", 32), "K": 64, "N": 64}
     assert said == expected | ({"accuracy_level": level} if level else {})
     assert len(others) == LAYERS - 1
-    assert len(node.input) == (3 if options.get("symmetric") else 4)
+    offsets = options.get("method") == "offsets"
+    assert len(node.input) == (3 if options.get("symmetric") or offsets else 4)
+    assert len(after.nodes("ReduceSum")) - len(static.nodes("ReduceSum")) == (9 if offsets else 0)  # one a value read
     assert near(after.run()["logits"], static.run()["logits"]) > least
 
 
@@ -128,6 +132,34 @@ def test_lm_head_keeps_its_name_after_fusions(fused: Any, tmp_path: Path) -> Non
     assert head.op_type == "MatMul"
 
 
+def test_offsets_work_on_flattened_tokens_and_with_a_cache(
+    exported: Callable[..., Any], near: Callable[..., float], tmp_path: Path
+) -> None:
+    for variant in ("cached", "biases", "gemm"):
+        before = exported(**VARIANTS[variant])
+        after = before.applied(tmp_path / variant, {"quantize": {"bits": 8, "method": "offsets"}})
+        assert near(after.run()["logits"], before.run()["logits"]) > 0.9999, variant
+
+
+def test_offsets_of_a_fused_graph_in_half_precision_are_in_half_precision(
+    fused: Any, near: Callable[..., float], tmp_path: Path
+) -> None:
+    steps = [{"precision": "fp16"}, {"quantize": {"bits": 4, "block_size": 16, "method": "offsets"}}]
+    after = fused.applied(tmp_path / "int4", *steps)
+    assert near(after.run(steps=[15, 1])["logits"], fused.run(steps=[15, 1])["logits"]) > 0.985
+
+
+def test_lm_head_may_have_other_bits(fused: Any, near: Callable[..., float], tmp_path: Path) -> None:
+    all_alike = fused.applied(tmp_path / "four", {"quantize": {"bits": 4}})
+    after = fused.applied(tmp_path / "eight", {"quantize": {"bits": 4, "head_bits": 8}})
+    bits = [
+        attribute.i for node in after.nodes("MatMulNBits") for attribute in node.attribute if attribute.name == "bits"
+    ]
+    assert bits == [4] * (LAYERS - 5) + [8]
+    expected = fused.run()["logits"]
+    assert near(after.run()["logits"], expected) > near(all_alike.run()["logits"], expected)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_embeddings_are_looked_up_in_quantised_rows(
     bits: int, cached: Any, near: Callable[..., float], tmp_path: Path
@@ -162,7 +194,9 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"block_size": 128}, {"intermediate_size": 128}, "block_size 128 does not divide hidden_size 64"),
     ({"block_size": 48}, {}, "block_size: input should be 16, 32, 64, 128 or 256"),
     ({"bits": 3}, {}, "bits: input should be 2, 4 or 8"),
-    ({"method": "awq"}, {}, "method: input should be 'rtn', 'hqq', 'gptq' or 'k_quant'"),
+    ({"method": "awq"}, {}, "method: input should be 'rtn', 'hqq', 'gptq', 'k_quant' or 'offsets'"),
+    ({"method": "offsets", "symmetric": True}, {}, "symmetric: offsets are in place of zero points"),
+    ({"head_bits": 8}, {"head": "none"}, "head_bits is for lm_head, and the model has head: none"),
     ({"method": "k_quant", "symmetric": True}, {}, "symmetric: k_quant always has zero points"),
     ({"window": 16}, {}, "window is for gptq, which alone looks at text, not for rtn"),
     ({"method": "gptq", "window": 65}, {}, "a window of 65 tokens is longer than max_position_embeddings 64"),

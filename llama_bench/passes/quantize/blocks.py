@@ -1,13 +1,13 @@
 """Numbers in 2, 4 or 8 bits, a scale and a zero point for each block of a linear layer's inputs.
 
-A weight is (q − zero point) · scale, as MatMulNBits reads it; without zero points q counts from 2^(bits − 1). N: a
-layer's outputs, K: its inputs.
+A weight is (q − zero point) · scale, as MatMulNBits reads it; without zero points q counts from 2^(bits − 1). With
+offsets it is (q − 2^(bits − 1)) · scale + offset. N: a layer's outputs, K: its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,13 +24,16 @@ OUTPUTS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight as MatMulNBits has it: `weight` [N, K / block, bytes of a block], `scales` [N, K / block],
-    `zero_points` [N, bytes of a row of them], the first number in the lowest bits.
+    """A weight as MatMulNBits has it, and `offsets` [N, K / block] that are added beside it.
+
+    `weight` [N, K / block, bytes of a block], `scales` [N, K / block], `zero_points` [N, bytes of a row of them], the
+    first number in the lowest bits.
     """
 
     weight: Bytes
     scales: Floats
-    zero_points: Bytes | None
+    zero_points: Bytes | None = None
+    offsets: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,26 @@ def rtn(matrix: Floats, form: Form) -> Packed:
     zero_points = np.zeros((columns, -(-blocks * form.bits // 8)), np.uint8)
     quantise(weight, matrix, scales, zero_points, form.block_size, columns, rows, form.symmetric)
     return Packed(weight, scales, None if form.symmetric else zero_points)
+
+
+def offset(matrix: Floats, form: Form) -> Packed:
+    """Round each weight of `matrix` [K, N] to the nearest of the numbers that span its block, least and largest among
+    them.
+
+    A zero point is a whole number, so zero is hit and the ends of the range are not; an offset hits both ends. Weights
+    that were made so (GGUF's Q4_1, block size 32) come back as they were.
+    """
+    parts = []
+    for start in range(0, matrix.shape[1], OUTPUTS_AT_ONCE):
+        outputs = np.ascontiguousarray(matrix[:, start : start + OUTPUTS_AT_ONCE].T)
+        weights = outputs.reshape(len(outputs), -1, form.block_size)
+        low = weights.min(-1, keepdims=True)
+        scales = (weights.max(-1, keepdims=True) - low) / np.float32(form.largest)
+        scales[scales == 0] = 1
+        q = np.round((weights - low) / scales).reshape(outputs.shape)
+        plain = pack(q, scales[..., 0], None, replace(form, symmetric=True))
+        parts.append(replace(plain, offsets=(low + form.middle * scales)[..., 0]))
+    return _joined(parts)
 
 
 def k_quant(matrix: Floats, form: Form) -> Packed:
@@ -180,9 +203,14 @@ def _in_parts(matrix: Floats, form: Form, some: Callable[[Floats], tuple[Any, An
         outputs = np.ascontiguousarray(matrix[:, start : start + OUTPUTS_AT_ONCE].T)
         q, scales, zero_points = some(outputs)
         parts.append(pack(q.reshape(len(outputs), -1), scales, zero_points, form))
-    points = [part.zero_points for part in parts if part.zero_points is not None]
-    return Packed(
-        np.concatenate([part.weight for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(points) if points else None,
-    )
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Packed]) -> Packed:
+    """Put the outputs of `parts` one after another."""
+
+    def all_of(name: str) -> Any:
+        arrays = [array for part in parts if (array := getattr(part, name)) is not None]
+        return np.concatenate(arrays) if arrays else None
+
+    return Packed(*(all_of(field.name) for field in fields(Packed)))

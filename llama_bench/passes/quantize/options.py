@@ -29,8 +29,10 @@ class Weights(Calibrated):
     """Options of `weights`."""
 
     bits: Literal[2, 4, 8] = Field(4, description="2, 4 or 8 bits a weight.")
-    method: Literal["rtn", "hqq", "gptq", "k_quant"] = Field(
-        "rtn", description="Rounding, Half-Quadratic Quantization, GPTQ on text, or llama.cpp's K-quant search."
+    method: Literal["rtn", "hqq", "gptq", "k_quant", "offsets"] = Field(
+        "rtn",
+        description="Rounding, Half-Quadratic Quantization, GPTQ on text, llama.cpp's K-quant search, or rounding with "
+        "an offset for each block in place of a zero point: a dequantised Q4_1 comes back as it was.",
     )
     block_size: Literal[16, 32, 64, 128, 256] = Field(
         32, description="Inputs that share a scale: 16, 32, 64, 128 or 256."
@@ -39,6 +41,7 @@ class Weights(Calibrated):
     accuracy_level: Literal[0, 1, 2, 3, 4] = Field(
         4, description="MatMulNBits computes in int8 at 4 (fast on a CPU), in fp32 at 0 and 1."
     )
+    head_bits: Literal[2, 4, 8] | None = Field(None, description="Bits of lm_head, where it has others.")
     embeddings: Flag = Field(False, description="The embedding table too, rounded.")
     exclude: Patterns = ()
 
@@ -46,6 +49,8 @@ class Weights(Calibrated):
     def _keys_fit_method(self) -> Self:
         if self.method == "k_quant" and self.symmetric:
             raise ValueError("symmetric: k_quant always has zero points")
+        if self.method == "offsets" and self.symmetric:
+            raise ValueError("symmetric: offsets are in place of zero points, and make the numbers unsymmetric")
         said = self.model_fields_set & {*Calibrated.model_fields}
         if self.method != "gptq" and said:
             raise ValueError(f"{min(said)} is for gptq, which alone looks at text, not for {self.method}")
@@ -99,6 +104,8 @@ def fits_weights(options: Weights, model: Model) -> str | None:
     for name, width in widths.items():
         if width % options.block_size:
             return f"block_size {options.block_size} does not divide {name} {width}"
+    if options.head_bits is not None and model.head == "none":
+        return "head_bits is for lm_head, and the model has head: none"
     return _calibration_misfit(options, model) if options.method == "gptq" else None
 
 
