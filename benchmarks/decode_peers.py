@@ -46,10 +46,11 @@ torch-sdpa-bf16: {{engine: torch-sdpa, session: {{precision: bf16}}}}
 torch-compile-bf16: {{engine: torch-compile, session: {{precision: bf16}}}}
 fused: {{passes: [{{fuse: all}}]}}
 fused-int8: {{passes: [{{fuse: all}}, {{quantize: dynamic}}]}}
-fused-int4-32: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, block_size: 32}}}}]}}
-fused-int4-64: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, block_size: 64}}}}]}}
+fused-int4: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, block_size: 32}}}}]}}
+fused-int4-offsets: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, method: offsets, head_bits: 8}}}}]}}
 """
-"""What is timed unless `--recipe` says otherwise; 64 is the largest block that divides SmolLM2's width of 576."""
+"""What is timed unless `--recipe` says otherwise. The last has the numbers of a GGUF file in Q4_1, whose output matrix has
+8 bits."""
 
 PEERS = {"llama.cpp": False, "llama.cpp-flash": True}
 """Arm of llama.cpp → whether it uses its flash attention; the file is run as it is."""

@@ -91,7 +91,7 @@ def main() -> None:
             print(f"{seconds:8.1f} {peak / 1e9:6.2f} GB {'':8} {'':9}  {artifact.label}: {failed}", flush=True)
             waiting = [later for later in waiting if later.parent != artifact.id]
             continue
-        weights = sum(store.manifest(artifact.id)["weights"].values())
+        weights = sum(length for _, length in store.manifest(artifact.id)["weights"])
         size = weights if artifact.kind == "export" else size
         figures = f"{seconds:8.1f} {peak / 1e9:6.2f} GB {peak / size:8.2f} {weights / 1e9:6.2f} GB"
         print(f"{figures}  {artifact.label}", flush=True)
