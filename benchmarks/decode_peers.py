@@ -49,8 +49,8 @@ fused-int8: {{passes: [{{fuse: all}}, {{quantize: dynamic}}]}}
 fused-int4: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, block_size: 32}}}}]}}
 fused-int4-offsets: {{passes: [{{fuse: all}}, {{quantize: {{bits: 4, method: offsets, head_bits: 8}}}}]}}
 """
-"""What is timed unless `--recipe` says otherwise. The last has the numbers of a GGUF file in Q4_1, whose output matrix has
-8 bits."""
+"""What is timed unless `--recipe` says otherwise. The last has the numbers of a GGUF file in Q4_1, and 8 bits in the
+output matrix as such a file has."""
 
 PEERS = {"llama.cpp": False, "llama.cpp-flash": True}
 """Arm of llama.cpp → whether it uses its flash attention; the file is run as it is."""
