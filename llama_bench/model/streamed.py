@@ -12,7 +12,7 @@ from torch import nn
 
 from llama_bench.model import llama, weights
 from llama_bench.model.llama import Array, Llama
-from llama_bench.model.weights import RESIDENT_BYTES
+from llama_bench.model.weights import RESIDENT_BYTES as RESIDENT_BYTES  # what tells the exporter too
 from llama_bench.sweep import Model, Workload
 
 
