@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -72,16 +72,22 @@ def resident(root: psutil.Process) -> int:
     return total
 
 
-def needed(artifacts: Iterable[Artifact]) -> set[str]:
-    """Return the artifacts that `artifacts` are made from."""
-    return {artifact.parent for artifact in artifacts if artifact.parent is not None}
+def needed(waiting: Iterable[Artifact], every: Mapping[str, Artifact]) -> set[str]:
+    """Return the artifacts of `every` that those `waiting` are made from, their parents' parents too."""
+    found: set[str] = set()
+    for artifact in waiting:
+        parent = artifact.parent
+        while parent is not None:
+            found.add(parent)
+            parent = every[parent].parent
+    return found
 
 
 def main() -> None:
     sweep = load(Path(sys.argv[1]), catalogue())
     store = Store(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp())
-    made = planning.make(sweep, versions.stages()).artifacts.values()
-    waiting = [artifact for artifact in made if artifact.kind != "reference"]
+    every = planning.make(sweep, versions.stages()).artifacts
+    waiting = [artifact for artifact in every.values() if artifact.kind != "reference"]
     size = 0
     print(f"{'seconds':>8} {'peak':>9} {'× model':>8} {'on disk':>9}  artifact", flush=True)
     while waiting:
@@ -95,7 +101,7 @@ def main() -> None:
         size = weights if artifact.kind == "export" else size
         figures = f"{seconds:8.1f} {peak / 1e9:6.2f} GB {peak / size:8.2f} {weights / 1e9:6.2f} GB"
         print(f"{figures}  {artifact.label}", flush=True)
-        clean(store, needed(waiting))
+        clean(store, needed(waiting, every))
 
 
 if __name__ == "__main__":
