@@ -33,11 +33,11 @@ BUILD_MEMORY = {
     "torchscript": 6.0,
     "dynamo": 1.5,
     "reference": 2.5,
-    "prune": 3.5,
+    "prune": 3.0,
     "distill": 8.0,  # the teacher, the student, its gradients and AdamW's two moments
     "onnxoptimizer": 7.0,
-    "onnxruntime": 4.5,
-    "transformers": 4.5,
+    "onnxruntime": 1.5,
+    "transformers": 1.5,
     "onnxscript": 0.5,  # this one and those below hold a tensor at a time, and what they make
     "fuse": 0.5,
     "precision": 0.6,
