@@ -54,6 +54,9 @@ STAGES: dict[str, Measure] = {
 }
 """Stage → how much is measured in it; each is a run of its own, so that a confirmation has restarts of its own."""
 
+SLACK: dict[str, float] = {"screen": 2.0, "combine": 2.0, "final": 1.0, "confirm": 1.0}
+"""Stage → how many times the bound on perplexity is still taken: a few hundred tokens do not tell it to a percent."""
+
 BEST_OF_AXIS = 2  # choices of an axis that are combined
 FINALISTS = 3
 UNACCEPTABLE = frozenset({"wrong", "failed", "skipped", "unserved", "void"})
@@ -109,9 +112,11 @@ def screen(everything: Mapping[str, Choice]) -> list[str]:
 def combine(everything: Mapping[str, Choice], screened: Sequence[Scored], most_increase: float) -> list[str]:
     """Return the recipes of the second stage: all combinations of the best choices of each axis, and the best alone.
 
-    A choice is as good as the fastest acceptable recipe of the screen that has it; those that made nothing faster are
-    left out, and at most :data:`BEST_OF_AXIS` of an axis are taken.
+    `most_increase` is the search's bound, taken with the slack of the screen. A choice is as good as the fastest
+    acceptable recipe of the screen that has it; those that made nothing faster are left out, and at most
+    :data:`BEST_OF_AXIS` of an axis are taken.
     """
+    most_increase *= SLACK["screen"]
     fit = {one.recipe: one.speedup or 0.0 for one in screened if acceptable(one, most_increase)}
     worth: dict[tuple[str, str], float] = {}
     for found, speedup in fit.items():
@@ -127,10 +132,15 @@ def combine(everything: Mapping[str, Choice], screened: Sequence[Scored], most_i
 
 
 def finalists(scored: Sequence[Scored], everything: Mapping[str, Choice], most_increase: float) -> list[str]:
-    """Return the recipes of the third stage: the fastest acceptable ones of the second, and its best single choice."""
-    fit = [one.recipe for one in _fastest_first(scored, most_increase)][:FINALISTS]
-    single = best_single(everything, scored, most_increase)
-    return list(dict.fromkeys([*fit, *([single] if single else [])]))
+    """Return the recipes of the third stage: the fastest acceptable ones of the second, and its best single choice.
+
+    Those within the slack may turn out to be outside the bound on a longer text, so the fastest recipe and the fastest
+    single choice that are within it without slack go along.
+    """
+    loose = most_increase * SLACK["combine"]
+    fit = [one.recipe for one in _fastest_first(scored, loose)][:FINALISTS]
+    safe = (winner(scored, most_increase), *(best_single(everything, scored, most) for most in (loose, most_increase)))
+    return list(dict.fromkeys([*fit, *(name for name in safe if name)]))
 
 
 def best_single(everything: Mapping[str, Choice], scored: Sequence[Scored], most_increase: float) -> str | None:
@@ -182,7 +192,8 @@ class Search:
 
     def stage(self, title: str, recipes: Mapping[str, Recipe], measure: Measure) -> Sweep:
         """Return the sweep of a stage; `recipes` are those besides the original."""
-        bounds = AccuracyBounds(min_cosine=None, max_kl=None, min_top1=None, max_perplexity_increase=self.most_increase)
+        most = self.most_increase * SLACK[title]
+        bounds = AccuracyBounds(min_cosine=None, max_kl=None, min_top1=None, max_perplexity_increase=most)
         text = measure.text and measure.text.model_copy(update=dict(self.text_file or {}))
         return Sweep(
             name=f"{self.name}-{list(STAGES).index(title) + 1}-{title}",

@@ -102,8 +102,23 @@ def test_one_beats_another_only_outside_both_intervals() -> None:
 def test_every_stage_stays_inside_the_space_and_the_bound(found: list[tuple[str, float, float]]) -> None:
     rows = [scored(name, speedup, increase) for name, speedup, increase in found]
     assert set(tuning.combine(SPACE, rows, 0.01)) <= set(SPACE)
-    fit = {row.recipe for row in rows if row.perplexity_increase is not None and row.perplexity_increase <= 0.01}
-    assert set(tuning.finalists(rows, SPACE, 0.01)) <= fit
+    within = {
+        slack: {row.recipe for row in rows if row.perplexity_increase is not None and row.perplexity_increase <= slack}
+        for slack in (0.01, 0.02)
+    }
+    chosen = set(tuning.finalists(rows, SPACE, 0.01))
+    assert chosen <= within[0.02]
+    fastest = tuning.winner(rows, 0.01)
+    assert fastest is None or fastest in chosen & within[0.01]
+
+
+def test_short_texts_leave_slack_and_the_fastest_recipe_without_it_goes_along() -> None:
+    found = [scored("f+a", 3.0, 0.019), scored("f+b", 2.5, 0.018), scored("g+a", 2.4, 0.015), scored("b", 1.5, 0.005)]
+    assert tuning.finalists(found, SPACE, 0.01) == ["f+a", "f+b", "g+a", "b"]
+    assert tuning.finalists([scored("f+a", 3.0, 0.021)], SPACE, 0.01) == []
+    assert "f+a" in tuning.combine(SPACE, [scored("f", 1.1), scored("a", 2.0, 0.02)], 0.01)
+    assert tuning.SLACK["final"] == tuning.SLACK["confirm"] == 1.0
+    assert list(tuning.SLACK) == list(tuning.STAGES)
 
 
 def test_a_stage_is_a_sweep_with_the_bound_and_a_name_of_its_own() -> None:

@@ -126,6 +126,17 @@ def test_excluded_layers_stay_as_they_are(exported: Callable[..., Any], tmp_path
         assert len(after.nodes("MatMul")) == len(before.nodes("MatMul")) - (LAYERS - 4), variant
 
 
+@pytest.mark.parametrize(
+    ("said", "made"), [({"bits": 8}, "MatMulNBits"), ({"name": "dynamic"}, "MatMulIntegerToFloat")]
+)
+def test_frequencies_of_rope_are_no_weights(
+    said: dict[str, Any], made: str, cached: Any, near: Callable[..., float], tmp_path: Path
+) -> None:
+    after = cached.applied(tmp_path / "made", {"onnxscript": "optimize_for_ort"}, {"quantize": said})
+    assert len(after.nodes(made)) == LAYERS
+    assert near(after.run()["logits"], cached.run()["logits"]) > 0.999
+
+
 def test_lm_head_keeps_its_name_after_fusions(fused: Any, tmp_path: Path) -> None:
     after = fused.applied(tmp_path / "made", {"quantize": {"exclude": ("lm_head",)}})
     [head] = [node for node in after.proto.graph.node if "logits" in node.output]

@@ -91,6 +91,8 @@ def _linear(node: ir.Node) -> Linear | None:
     held = weight.const_value
     if held is None or not weight.is_initializer() or len(held.shape) != 2 or not held.dtype.is_floating_point():
         return None
+    if 1 in held.shape.numpy():  # positions times RoPE's frequencies, in graphs of onnxscript: no weights
+        return None
     return Linear(node, weight, turned)
 
 
