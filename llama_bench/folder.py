@@ -41,8 +41,7 @@ def write(store: Store, chosen: Chosen, out: Path) -> list[Path]:
     words, the tokenizer's files where the source has one, the card, and the card's facts for programs. Raises
     InputError when `out` holds something, WorkError when the store lacks the variant.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: there is something already; name a new or empty folder")
+    check(out)
     out.mkdir(parents=True, exist_ok=True)
     _write_graph(store, chosen.variant, out)
     model = _sizes(store, chosen)
@@ -65,6 +64,16 @@ def write(store: Store, chosen: Chosen, out: Path) -> list[Path]:
     _write_json(out / FACTS, facts)
     (out / CARD).write_text(card(chosen, model, facts), encoding="utf-8")
     return sorted(out.iterdir())
+
+
+def check(out: Path, *, ours: bool = False) -> None:
+    """Raise InputError when `out` holds something; with `ours` what :func:`write` wrote, for any variant, may be there.
+
+    So a long search asks before it begins: what it finds may have been written already.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or (ours and (out / FACTS).is_file()):
+        return
+    raise InputError(f"{out}: there is something already; name a new or empty folder")
 
 
 def holds(out: Path, variant: str) -> bool:

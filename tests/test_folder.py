@@ -122,6 +122,13 @@ def test_a_folder_that_holds_something_is_left_alone(store: Store, tmp_path: Pat
     (tmp_path / "out/mine.txt").write_text("mine")
     with pytest.raises(InputError, match="something already"):
         folder.write(store, chosen(store, "original"), tmp_path / "out")
+    with pytest.raises(InputError, match="something already"):
+        folder.check(tmp_path / "out", ours=True)
+    folder.check(tmp_path / "new")
+    (tmp_path / "out/llama_bench.json").write_text("{}")
+    folder.check(tmp_path / "out", ours=True)
+    with pytest.raises(InputError, match="something already"):
+        folder.check(tmp_path / "out")
 
 
 def test_what_was_written_for_a_variant_is_known_again(store: Store, tmp_path: Path) -> None:

@@ -61,11 +61,14 @@ def command(
     Cheap screens first, the promising ones measured longer, the winner and the best single pass confirmed on fresh
     restarts. Exit status 1 says that nothing acceptable is faster, or that something failed.
     """
+    from llama_bench import folder as folders
     from llama_bench.cluster.tune import tune
     from llama_bench.store import Store
 
     search = _search(read_model(model), target, workload, batch, tokens, new_tokens, threads)
     search = _bounded(search, share(max_perplexity_increase), text)
+    if folder is not None:
+        folders.check(folder, ours=True)
     place = Store(store)
     with watching(err(), 4, 1) as on_event:
         outcome = tune(search, place, on_event=on_event)
