@@ -235,7 +235,7 @@ def build_kind(artifact: Artifact) -> str:
     if artifact.kind == "reference":
         return "reference"
     step = Pass.model_validate(artifact.spec)
-    on_text = step.name == "kv_cache" or step.options.get("method") == "gptq" or "smooth" in step.options
+    on_text = step.name in ("kv_cache", "static") or step.options.get("method") == "gptq" or "smooth" in step.options
     return "quantize on text" if step.family == "quantize" and on_text else step.family
 
 

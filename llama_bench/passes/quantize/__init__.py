@@ -6,7 +6,16 @@ Weights are read, quantised and kept one at a time, so memory holds the result a
 from __future__ import annotations
 
 from llama_bench.passes.info import PassInfo, Work
-from llama_bench.passes.quantize.options import Cache, Dynamic, Weights, fits_cache, fits_dynamic, fits_weights
+from llama_bench.passes.quantize.options import (
+    Cache,
+    Dynamic,
+    Static,
+    Weights,
+    fits_cache,
+    fits_dynamic,
+    fits_static,
+    fits_weights,
+)
 
 PASSES: dict[str, PassInfo] = {
     "weights": PassInfo(
@@ -24,6 +33,14 @@ PASSES: dict[str, PassInfo] = {
         leaves=("quantised",),
         not_after=("half", "quantised"),
         fits=fits_dynamic,
+    ),
+    "static": PassInfo(
+        "Linear layers in int8, by scales that text fixes (QuantizeLinear and DequantizeLinear).",
+        kind="approximate",
+        options=Static,
+        leaves=("quantised",),
+        not_after=("half", "quantised"),
+        fits=fits_static,
     ),
     "kv_cache": PassInfo(
         "Keys and values of GroupQueryAttention kept in 8 or 4 bits, by scales from text.",
@@ -52,6 +69,10 @@ def work(given: Work) -> None:
         from llama_bench.passes.quantize import dynamic
 
         dynamic.work(given)
+    elif given.name == "static":
+        from llama_bench.passes.quantize import static
+
+        static.work(given)
     else:
         from llama_bench.passes.quantize import cache
 

@@ -18,10 +18,10 @@ from llama_bench.errors import LlamaBenchError, WorkError
 from llama_bench.passes import files
 from llama_bench.passes.info import Work
 from llama_bench.passes.quantize import calibration, linear
-from llama_bench.passes.quantize.blocks import Floats
+from llama_bench.passes.quantize.channels import rounded
 from llama_bench.passes.quantize.linear import Linear
 from llama_bench.passes.quantize.options import Dynamic
-from llama_bench.passes.quantize.smooth import smooth
+from llama_bench.passes.quantize.smooth import smoothed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,23 +29,14 @@ if TYPE_CHECKING:
 WHAT = "quantize dynamic"
 CONTRIB = "com.microsoft"
 
-OUTPUTS_AT_ONCE = 1024
-"""Outputs whose weights are worked on together; it bounds the memory that their copies take."""
-
 
 def work(given: Work) -> None:
     """Quantise the linear layers of the source's graph one at a time; holds one of them and what is quantised."""
-    import onnx_ir as ir
-
     options: Dynamic = given.options
     model = files.read(given.source)
-    alike: dict[ir.Value, list[Linear]] = {}
-    for layer in linear.find(model.graph, options.exclude, WHAT):
-        if layer.weight.dtype != ir.DataType.FLOAT:
-            raise WorkError(f"{WHAT}: node {layer.node.name}: its weight is {layer.weight.dtype}, not FLOAT")
-        alike.setdefault(layer.x, []).append(layer)
+    groups = linear.alike(linear.find(model.graph, options.exclude, WHAT), WHAT)
     quantised = by_token if options.activations == "token" else by_tensor
-    for layers in _smoothed(given, model, list(alike.values())):
+    for layers in _smoothed(given, model, groups):
         x = quantised(layers[0])
         for layer in layers:
             _install(layer, x, *_constants(layer, options))
@@ -62,12 +53,7 @@ def _smoothed(given: Work, model: ir.Model, groups: Sequence[Sequence[Linear]]) 
     try:
         forward = calibration.Forward(model, calibration.feeds(given, options, model.graph), given.state)
         for layers in groups:
-            x = layers[0].x
-            [seen] = forward.at(x)
-            smoothed = smooth(layers, seen, options.smooth)
-            if smoothed[0].x is x and smoothed[0].factors is not None:  # the norm that makes it was changed
-                forward.divide(x, smoothed[0].factors)
-            yield smoothed
+            yield smoothed(forward, layers, options.smooth)[0]
     except LlamaBenchError as error:
         raise WorkError(f"{WHAT} smooth: {error}") from error
 
@@ -154,31 +140,7 @@ def _constants(layer: Linear, options: Dynamic) -> tuple[ir.Value, ...]:
     """Put the quantised weight [in, out], its scales and, of unsigned ones, zero points into the layer's graph."""
     graph, name = layer.node.graph, layer.weight.name
     assert graph is not None
-    arrays = dict(zip(("int8", "scale", "zero_point"), rounded(layer.matrix(), options), strict=False))
+    said = {"per_channel": options.per_channel, "reduce_range": options.reduce_range}
+    found = rounded(layer.matrix(), options.weight_type, **said)
+    arrays = dict(zip(("int8", "scale", "zero_point"), found, strict=False))
     return tuple(linear.add_constant(graph, f"{name}.{part}", array) for part, array in arrays.items())
-
-
-def rounded(matrix: Floats, options: Dynamic) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return `matrix` [in, out] in 8 (or 7) bits, its scale [out] or [], and zero points of unsigned numbers.
-
-    The ranges are those of ONNX Runtime's own quantiser: symmetric −127…127, or 0…255 over the range and zero.
-    """
-    axis = 0 if options.per_channel else None
-    low, high = np.minimum(matrix.min(axis), 0), np.maximum(matrix.max(axis), 0)
-    if options.weight_type == "qint8":
-        largest = 63 if options.reduce_range else 127
-        scale, zero_point = np.maximum(-low, high) / largest, np.zeros_like(low)
-        least = -largest
-    else:
-        largest = 127 if options.reduce_range else 255
-        scale = (high - low) / largest
-        zero_point = np.round(-low / np.where(scale == 0, 1, scale))
-        least = 0
-    scale = np.where(scale == 0, 1, scale).astype(np.float32)
-    numbers = np.empty(matrix.shape, options.weight_type.removeprefix("q"))
-    for start in range(0, matrix.shape[1], OUTPUTS_AT_ONCE):
-        some = slice(start, start + OUTPUTS_AT_ONCE)
-        of_some = some if options.per_channel else ()
-        q = np.round(matrix[:, some] / scale[of_some]) + zero_point[of_some]
-        numbers[:, some] = q.clip(least, largest)
-    return (numbers, scale) if options.weight_type == "qint8" else (numbers, scale, zero_point.astype(np.uint8))

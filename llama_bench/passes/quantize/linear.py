@@ -74,6 +74,21 @@ def find(graph: ir.Graph, exclude: Sequence[str], what: str) -> list[Linear]:
     return kept
 
 
+def alike(layers: Sequence[Linear], what: str) -> list[list[Linear]]:
+    """Return `layers` in groups that read one value, in the order of their first.
+
+    Raises WorkError, which begins with `what`, when a weight is not in fp32.
+    """
+    import onnx_ir as ir
+
+    groups: dict[ir.Value, list[Linear]] = {}
+    for layer in layers:
+        if layer.weight.dtype != ir.DataType.FLOAT:
+            raise WorkError(f"{what}: node {layer.node.name}: its weight is {layer.weight.dtype}, not FLOAT")
+        groups.setdefault(layer.x, []).append(layer)
+    return list(groups.values())
+
+
 def _linear(node: ir.Node) -> Linear | None:
     if node.op_type == "MatMul" and node.domain == "":
         turned = False

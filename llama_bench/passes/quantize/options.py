@@ -82,6 +82,21 @@ class Dynamic(Calibrated):
         return self
 
 
+class Static(Calibrated):
+    """Options of `static`."""
+
+    per_channel: Flag = Field(True, description="A scale for each output, or one for the whole matrix.")
+    percentile: float = Field(
+        100, gt=50, le=100, description="How much of what text shows on each side is covered; the rest is clipped."
+    )
+    symmetric: Flag = Field(False, description="What is multiplied is covered equally far on both sides of zero.")
+    smooth: float | None = Field(
+        None, ge=0, le=1, description="SmoothQuant's strength (0.5 is theirs): large channels go into the weights."
+    )
+    reduce_range: Flag = Field(False, description="7 bits, for CPUs without VNNI, whose 16-bit sums overflow.")
+    exclude: Patterns = ()
+
+
 class Cache(Calibrated):
     """Options of `kv_cache`."""
 
@@ -112,6 +127,11 @@ def fits_weights(options: Weights, model: Model) -> str | None:
 def fits_dynamic(options: Dynamic, model: Model) -> str | None:
     """Return why the model cannot be calibrated, None where it need not be."""
     return None if options.smooth is None else _calibration_misfit(options, model)
+
+
+def fits_static(options: Static, model: Model) -> str | None:
+    """Return why the model cannot be calibrated."""
+    return _calibration_misfit(options, model)
 
 
 def fits_cache(options: Cache, model: Model) -> str | None:

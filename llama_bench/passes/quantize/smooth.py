@@ -19,6 +19,8 @@ from llama_bench.passes.quantize.linear import Linear
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from llama_bench.passes.quantize.calibration import Forward
+
 LEAST = 1e-5
 """What a largest number counts at least, as in the authors' code: a channel may be silent on the text."""
 
@@ -42,6 +44,20 @@ def smooth(layers: Sequence[Linear], seen: Sequence[np.ndarray[Any, Any]], stren
     factors = np.maximum(factors, LEAST).astype(np.float32)
     _divide(layers, factors)
     return [replace(layer, factors=factors) for layer in layers]
+
+
+def smoothed(
+    forward: Forward, layers: Sequence[Linear], strength: float
+) -> tuple[list[Linear], list[np.ndarray[Any, Any]]]:
+    """Smooth `layers`, which read one value, by what `forward` shows there; return them and what they read now."""
+    x = layers[0].x
+    [seen] = forward.at(x)
+    after = smooth(layers, seen, strength)
+    factors = after[0].factors
+    assert factors is not None
+    if after[0].x is x:  # the norm that makes it was changed
+        forward.divide(x, factors)
+    return after, [array / factors for array in seen]
 
 
 def _divide(layers: Sequence[Linear], factors: Floats) -> None:
