@@ -149,14 +149,15 @@ def fractions(
         model, workload = models.get(cell["model"]), sweep.workloads.get(cell["workload"])
         if here is None or model is None or workload is None:
             continue
-        resized = _resized(sweep.recipes.get(arm))
-        if (least := least_s(model, workload, variant, here, resized=resized)) is not None:
+        recipe = sweep.recipes.get(arm)
+        about = {"resized": _resized(recipe), "last_token": _last_token(recipe)}
+        if (least := least_s(model, workload, variant, here, **about)) is not None:
             found[cell_id, arm] = bound(seconds, least)
     return found
 
 
 def least_s(
-    model: Model, workload: Workload, variant: Row, rates: Rates, *, resized: bool = False
+    model: Model, workload: Workload, variant: Row, rates: Rates, *, resized: bool = False, last_token: bool = False
 ) -> dict[By, float] | None:
     """Return the least seconds of a run of `variant` by what sets them, None where that is not known.
 
@@ -164,13 +165,15 @@ def least_s(
     it has one entry, their sum, under what sets the larger part of it. An approximation (`class`) computes in what its
     passes chose, so the machine's fastest precision bounds it. Of a model whose sizes a pass changed (`resized`) the
     operations are not known here: its stored weights alone bound it, and where several tokens share them nothing does.
+    With `last_token` a pass took out of the last layer what only other tokens than the last need.
     """
     if resized and workload.kind == "prefill":
         return None
     dtype = _dtype(variant, rates)
     total: dict[By, float] = {"compute": 0.0, "memory": 0.0}
     for part, times in parts(workload):
-        operations = 0.0 if resized else flops(model, part) - _hidden(model, part, variant)
+        spared = _hidden(model, part, variant) + _unread(model, part, variant, last_token)
+        operations = 0.0 if resized else flops(model, part) - spared
         least = limits(operations, _moved(model, part, variant), dtype, rates.per_second, rates.cache_bytes)
         if least is None:
             return None
@@ -215,6 +218,12 @@ def _resized(recipe: Recipe | None) -> bool:
         return True
 
 
+def _last_token(recipe: Recipe | None) -> bool:
+    """Whether a pass of the recipe leaves out what nobody reads where only the last token's logits come out."""
+    steps = () if recipe is None else recipe.passes
+    return any(step.family == "fuse" and step.name in ("all", "last_token") for step in steps)
+
+
 def _dtype(variant: Row, rates: Rates) -> str:
     said = compute_dtype(json.loads(variant["settings"]))
     if variant["class"] != "approximate" or said in NUMBER_BYTES.keys() - {"fp32", "tf32"}:
@@ -248,3 +257,16 @@ def _hidden(model: Model, workload: Workload, variant: Row) -> float:
         return 0.0
     width = model.num_attention_heads * model.head_size * model.num_hidden_layers
     return 2.0 * workload.batch * workload.given * (workload.given - 1) * width
+
+
+def _unread(model: Model, workload: Workload, variant: Row, last_token: bool) -> float:
+    """Return the operations behind the last layer's attention of tokens whose logits are not asked for.
+
+    An export as it is computes them; a pass takes them out, and an engine of its own may.
+    """
+    may = last_token or (variant.get("engine") or "onnxruntime") != "onnxruntime"
+    if workload.kind != "prefill" or workload.outputs != "last_logits" or not may:
+        return 0.0
+    width = model.num_attention_heads * model.head_size
+    a_token = model.hidden_size * (width + 3 * model.intermediate_size)
+    return 2.0 * (workload.tokens - workload.batch) * a_token

@@ -11,6 +11,7 @@ from llama_bench.estimate import flops, moved_bytes
 from llama_bench.stats.bound import (
     Bound,
     Rates,
+    _last_token,
     _resized,
     best,
     bound,
@@ -221,6 +222,27 @@ def test_fused_attention_need_not_compute_what_the_mask_hides(fused: dict[str, A
     assert both - one == pytest.approx(hidden)
     step = Workload(kind="decode", context=63)
     assert least_s(CACHED, step, _variant(**fused), BY_OPERATIONS) == least_s(CACHED, step, _variant(), BY_OPERATIONS)
+
+
+def test_what_only_other_tokens_than_the_last_need_may_be_left_out_by_who_does_so() -> None:
+    long = Workload(kind="prefill", batch=2, sequence=64, outputs="last_logits")
+    whole = least_s(CACHED, long, _variant(), BY_OPERATIONS)["compute"]
+    least = least_s(CACHED, long, _variant(), BY_OPERATIONS, last_token=True)["compute"]
+    unread = 2 * (2 * 64 - 2) * 64 * (64 + 3 * 96) / 1e3  # o_proj and the feed-forward of one layer
+    assert whole - least == pytest.approx(unread)
+    sdpa, logits = _variant(engine="torch-sdpa"), long.model_copy(update={"outputs": "logits"})
+    assert least_s(CACHED, long, sdpa, BY_OPERATIONS) == least_s(CACHED, long, sdpa, BY_OPERATIONS, last_token=True)
+    for other in (logits, Workload(kind="decode", context=63)):
+        assert least_s(CACHED, other, _variant(), BY_OPERATIONS, last_token=True) == least_s(
+            CACHED, other, _variant(), BY_OPERATIONS
+        )
+
+
+def test_which_recipes_leave_out_what_nobody_reads() -> None:
+    assert _last_token(Recipe(passes=({"fuse": "all"}, {"quantize": "dynamic"})))
+    assert _last_token(Recipe(passes=({"fuse": {"name": "last_token"}},)))
+    assert not _last_token(Recipe(passes=({"fuse": "norm"},)))
+    assert not _last_token(None)
 
 
 def test_a_model_whose_sizes_a_pass_changed_is_bounded_by_its_stored_weights_or_not_at_all() -> None:
