@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -100,6 +100,10 @@ class Objects:
             found = obstore.list_with_delimiter(self._objects, prefix or None)["common_prefixes"]
         names = (path.rstrip("/").rpartition("/")[2] for path in found)
         return sorted(name for name in names if not name.startswith("."))
+
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Return every key in the folder `prefix` and when it was written, by the store's own clock."""
+        return {meta["path"]: meta["last_modified"] for meta in self.list(prefix)}
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete `keys`; one that is gone already is no error."""

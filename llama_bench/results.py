@@ -178,6 +178,17 @@ def finished(store: Store, run: str) -> dict[str, set[str]]:
     return stems
 
 
+def stems_of(store: Store, run: str, dataset: str) -> set[str]:
+    """Return the stems of one dataset's parts, from one listing."""
+    names = (key.rpartition("/")[2] for key in store.keys(f"{_checked(run)}/{dataset}"))
+    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+
+def has_part(store: Store, run: str, dataset: str, stem: str) -> bool:
+    """Return whether the part `stem` of `dataset` is there."""
+    return store.length(_key(run, dataset, stem)) is not None
+
+
 def runs(store: Store, sweep: str) -> list[str]:
     """Return the ids of the sweep's runs, newest first (a run's id begins with its time)."""
     if sweep in RESERVED:

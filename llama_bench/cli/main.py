@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from llama_bench import __version__
-from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, targets, tune
+from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, status, targets, tune
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
@@ -21,6 +21,7 @@ INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.command, run.EXAMPLES),
     "plan": (plan.command, plan.EXAMPLES),
+    "status": (status.command, status.EXAMPLES),
     "report": (report.command, report.EXAMPLES),
     "query": (query.command, query.EXAMPLES),
     "tune": (tune.command, tune.EXAMPLES),
