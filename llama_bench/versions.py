@@ -22,8 +22,8 @@ ENGINE = ("onnxruntime-gpu", "onnxruntime")
 
 MEASURING = (
     "model", "passes", "engines", "bench", "graph",
-    "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.examine", "cluster.job",
-    "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows", "cluster.texts",
+    "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.deadline", "cluster.examine",
+    "cluster.job", "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows", "cluster.texts",
 )  # fmt: skip
 """The parts of this package that decide what is timed and how."""
 

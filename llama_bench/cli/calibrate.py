@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_bench.calibration import Design
-from llama_bench.cli.common import StoreAt, duration, err, reading, warn
+from llama_bench.cli.common import StoreAt, duration, err, open_store, reading, warn
 from llama_bench.cli.live import watching
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def command(
     err().print(forecast(design, beside), markup=False, soft_wrap=True)
 
     from llama_bench.cluster import calibrate
-    from llama_bench.store import Store
 
-    place = Store(store)
+    place = open_store(store)
     with watching(err(), design.cells) as on_event:
         result = calibrate.run(design, place, through=through.value, beside=beside, on_event=on_event)
     if result.measured or result.reused:

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llama_bench.passes import PassInfo
+    from llama_bench.store import Store
     from llama_bench.sweep import Model, Recipe, Sweep, Target
     from llama_bench.sweep_file import Catalogue
 
 T = TypeVar("T")
+
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What `ray job submit` sets in the environment of the command that it runs."""
 
 PIPE_WIDTH = 160  # columns of a table that goes into a file or a pipe, unless COLUMNS says otherwise
 
@@ -91,6 +95,21 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" or number >= 99.5 else f"{number:.1f} {unit}"
         number /= 1000
     raise AssertionError("unreachable")
+
+
+def open_store(uri: str) -> Store:
+    """Open the store that `--store` names. Raises InputError, also for a relative folder inside a submitted Ray job.
+
+    Such a job runs in a temporary copy of the working directory, which goes when the job ends.
+    """
+    from llama_bench.store import Store
+
+    if RAY_JOB in os.environ and "://" not in uri and not Path(uri).expanduser().is_absolute():
+        raise InputError(
+            f"--store {uri}: a submitted job runs in a temporary copy of the checkout, where results would be lost; "
+            "name an absolute path that all nodes share, or s3://…, gs://…, az://…"
+        )
+    return Store(uri)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import StoreAt, SweepFile, err, out, read_sweep
+from llama_bench.cli.common import StoreAt, SweepFile, err, open_store, out, read_sweep
 from llama_bench.errors import InputError, LlamaBenchError, nearest
 
 if TYPE_CHECKING:
@@ -39,14 +39,13 @@ def command(
     from llama_bench import folder as folders
     from llama_bench import versions
     from llama_bench.plan import make
-    from llama_bench.store import Store
 
     planned = make(read_sweep(sweep), versions.stages())
     cell = _cell(planned, model, workload)
     arm = next((arm for arm in cell.arms if arm.name == recipe and not arm.control), None)
     if arm is None:
         raise InputError(f"--recipe {recipe}: not a recipe of {sweep}{nearest(recipe, planned.sweep.recipes)}")
-    place = Store(store)
+    place = open_store(store)
     _build(planned, arm.variant, place)
     run, numbers = _numbers(place, planned.sweep.name, cell, recipe)
     written = folders.write(place, folders.Chosen(arm.variant, recipe, cell.model, arm.recipe, numbers, run), folder)

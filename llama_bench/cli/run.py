@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import Only, StoreAt, SweepFile, duration, err, out, print_table, read_sweep, warn
+from llama_bench.cli.common import (
+    Only,
+    StoreAt,
+    SweepFile,
+    duration,
+    err,
+    open_store,
+    out,
+    print_table,
+    read_sweep,
+    warn,
+)
 from llama_bench.cli.live import watching
 
 if TYPE_CHECKING:
@@ -51,11 +62,10 @@ def command(
     chosen = select(specification, only) if only else specification  # a wrong word is said before anything starts
 
     from llama_bench.cluster import driver
-    from llama_bench.store import Store
 
     if address:
         os.environ["RAY_ADDRESS"] = address
-    place = Store(store)
+    place = open_store(store)
     cells = len(chosen.models) * len(chosen.workloads) * len(chosen.targets)
     with watching(err(), cells, len(chosen.targets)) as on_event:
         result = driver.run(specification, place, only=only, retry_failed=retry_failed, on_event=on_event)
@@ -92,6 +102,8 @@ def _summary(result: RunResult, path: str) -> None:
     )
     for target, reason in result.unserved.items():
         warn(f"target {target} was not measured: {reason}")
+    for cell, holder in result.held.items():
+        warn(f"{cell} is being measured by another driver ({holder}); `python -m llama_bench status {path}` shows it")
     for failure in result.failures:
         err().print(f"failed: {failure}", style="red", markup=False, soft_wrap=True)
     if result.failures:

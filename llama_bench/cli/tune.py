@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import StoreAt, duration, err, out, print_table, read_model, warn
+from llama_bench.cli.common import StoreAt, duration, err, open_store, out, print_table, read_model, warn
 from llama_bench.cli.live import watching
 from llama_bench.errors import InputError, nearest
 
@@ -63,13 +63,12 @@ def command(
     """
     from llama_bench import folder as folders
     from llama_bench.cluster.tune import tune
-    from llama_bench.store import Store
 
     search = _search(read_model(model), target, workload, batch, tokens, new_tokens, threads)
     search = _bounded(search, share(max_perplexity_increase), text)
     if folder is not None:
         folders.check(folder, ours=True)
-    place = Store(store)
+    place = open_store(store)
     with watching(err(), 4, 1) as on_event:
         outcome = tune(search, place, on_event=on_event)
     for title, scored in outcome.scored.items():

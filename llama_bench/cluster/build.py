@@ -17,12 +17,16 @@ from ray.exceptions import RayError
 
 from llama_bench import node_cache, results
 from llama_bench.bench.proc import peak_bytes
+from llama_bench.claims import Claims, Driver
 from llama_bench.cluster.connect import BUILDER, Node
 from llama_bench.errors import LlamaBenchError
 from llama_bench.estimate import build_kind, build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Text, Workload
+
+POLL_S = 1.0
+"""How often it is looked whether another driver has built what this one needs."""
 
 TRAINING = ("distill",)
 """Families whose tasks run a network for minutes, and more quickly so with every CPU of a node."""
@@ -101,13 +105,15 @@ def build_all(
     run: str,
     nodes: Iterable[Node],
     known_failures: Mapping[str, str],
+    claims: Claims,
     on_start: Callable[[str], None] = lambda label: None,
+    on_wait: Callable[[str, Driver], None] = lambda label, driver: None,
 ) -> Iterator[Built]:
     """Build what `wanted` (variant ids) needs and the store lacks; yield each end as it comes.
 
     An artifact that failed before (`known_failures`: id → message) is not tried again but `known`; what stands on a
     failed one is `skipped` with the parent's message. Memory that no builder has is a failure at once, not an endless
-    wait.
+    wait. What another driver builds now is waited for, and built here should that driver fail or die.
     """
     needed = closure(plan, wanted)
     builders = [node for node in nodes if node.builds]
@@ -115,21 +121,41 @@ def build_all(
     ends: dict[str, Built] = {}
     waiting = dict(needed)
     running: dict[Any, tuple[Artifact, float]] = {}
+    told: set[str] = set()
     while waiting or running:
+        elsewhere = False
         for artifact in [a for a in waiting.values() if a.parent is None or a.parent in ends]:
-            del waiting[artifact.id]
             end = _without_building(artifact, ends, store, known_failures, memory_bytes(plan, artifact), most)
+            if end is None and (holder := claims.take(piece(artifact))) is not None:
+                elsewhere = True
+                if artifact.id not in told:
+                    told.add(artifact.id)
+                    on_wait(artifact.label, holder)
+                continue
+            if end is None and store.has(artifact.id):  # another driver built it before we took it
+                end = Built(artifact.id, "reused")
+            del waiting[artifact.id]
             if end is None:
                 on_start(artifact.label)
                 running[_submit(plan, artifact, store, run, builders)] = (artifact, time.perf_counter())
             else:
+                claims.release([piece(artifact)])
                 ends[artifact.id] = end
                 yield end
         if running:
-            [done], _ = ray.wait(list(running), num_returns=1)
-            artifact, begin = running.pop(done)
-            ends[artifact.id] = _end(artifact, done, time.perf_counter() - begin)
-            yield ends[artifact.id]
+            done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S if elsewhere else None)
+            for reference in done:
+                artifact, begin = running.pop(reference)
+                claims.release([piece(artifact)])
+                ends[artifact.id] = _end(artifact, reference, time.perf_counter() - begin)
+                yield ends[artifact.id]
+        elif elsewhere:
+            time.sleep(POLL_S)
+
+
+def piece(artifact: Artifact) -> str:
+    """Return the name of the piece of work that builds `artifact`."""
+    return f"build-{artifact.id}"
 
 
 def closure(plan: Plan, wanted: Iterable[str]) -> dict[str, Artifact]:
@@ -219,9 +245,9 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> str | None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"{artifact.label}: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
     wall = time.perf_counter() - begin
-    piece = {"piece": f"build-{artifact.id}", "kind": "build", "started_at": started_at, "wall_s": wall}
+    row = {"piece": piece(artifact), "kind": "build", "started_at": started_at, "wall_s": wall}
     node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
-    results.write_part(store, run, "pieces", f"build-{artifact.id}", [{**piece, "node": node, "other_s": wall}])
+    results.write_part(store, run, "pieces", piece(artifact), [{**row, "node": node, "other_s": wall}])
     return None
 
 

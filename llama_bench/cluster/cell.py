@@ -16,6 +16,7 @@ import polars as pl
 from llama_bench import engines, results, versions
 from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
+from llama_bench.cluster.deadline import deadline_s
 from llama_bench.cluster.examine import examine
 from llama_bench.cluster.job import SKIPPED, Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
@@ -62,6 +63,7 @@ def measure_cell(
     """
     store = Store(job.store_uri)
     yield from measure_ceilings(job, launcher, store)
+    launcher.deadline_s = deadline_s(job, store)
     done = progress.read(store, job.run, job.cell.id, job.cell.baseline, retry_failed=job.retry_failed)
     threads = job.cell.target.threads or int(job.node["physical_cores"])
     ready = {arm.name: _prepare(store, job, arm, threads) for arm in job.cell.arms if arm.name not in done.lost}

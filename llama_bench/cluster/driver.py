@@ -12,7 +12,8 @@ import ray
 from llama_bench import plan as planning
 from llama_bench import results, versions
 from llama_bench.bench import machine
-from llama_bench.cluster import connect
+from llama_bench.claims import Claims, Driver
+from llama_bench.cluster import connect, reach
 from llama_bench.cluster.breakdown import Stages, measuring
 from llama_bench.cluster.build import Built, build_all, closure
 from llama_bench.cluster.connect import Node
@@ -54,6 +55,9 @@ def run(
     with seconds("connect"):
         started_here = connect.connect()
         nodes = connect.nodes()
+        working = [node for node in nodes if node.builds or any(map(node.serves, whole.targets.values()))]
+        lame = {} if started_here else reach.unreachable(store, working)
+        nodes = reach.without(nodes, lame)
         unserved = connect.unserved(whole.targets, nodes)
         serving = [node for node in nodes if any(node.serves(target) for target in whole.targets.values())]
         facts = connect.probe(serving)
@@ -66,18 +70,22 @@ def run(
     found = find_or_start(store, plan, identity, unserved, facts)
     on_event(Event("note", "run", detail=f"{store.url(found.run)} ({found.why})"))
     outcome = RunResult(found.run, unserved={name: why for name, why in unserved.items() if name in chosen.targets})
+    for node in working:
+        if node.id in lame:
+            on_event(Event("doubt", node.address, detail=f"left out, it does not reach the store: {lame[node.id]}"))
     for name, why in outcome.unserved.items():
         on_event(Event("unserved", name, detail=why))
     for node in serving:
         for doubt in machine.doubts(facts[node.id]):
             on_event(Event("doubt", node.address, detail=doubt))
     served = [cell for cell in cells if cell.target_name not in unserved]
-    driver = _Driver(store, plan, outcome, retry_failed, on_event)
     try:
-        with seconds("build"):
-            broken = driver.build(served, nodes)
-        with seconds("measure"):
-            driver.measure(served, broken, serving, facts)
+        with Claims(store, found.run) as claims:
+            driver = _Driver(store, plan, outcome, claims, retry_failed, on_event)
+            with seconds("build"):
+                broken = driver.build(served, nodes)
+            with seconds("measure"):
+                driver.measure(served, broken, serving, facts)
     finally:
         if started_here:
             ray.shutdown()
@@ -97,8 +105,10 @@ def _is_chosen(cell: Cell, chosen: Sweep) -> bool:
 class _Driver:
     """The two halves of a run, and what they share: building, then measuring."""
 
-    def __init__(self, store: Store, plan: Plan, outcome: RunResult, retry_failed: bool, on_event: OnEvent) -> None:
-        self.store, self.plan, self.outcome = store, plan, outcome
+    def __init__(
+        self, store: Store, plan: Plan, outcome: RunResult, claims: Claims, retry_failed: bool, on_event: OnEvent
+    ) -> None:
+        self.store, self.plan, self.outcome, self.claims = store, plan, outcome, claims
         self.retry_failed, self.on_event = retry_failed, on_event
 
     # ── build ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +122,8 @@ class _Driver:
         self._check_room(artifact for artifact in needed.values() if not self.store.has(artifact.id))
         self.on_event(Event("builds", "artifacts", total=total))
         broken: dict[str, str] = {}
-        ends = build_all(self.plan, wanted, self.store, self.outcome.run, nodes, self._failed_before(), self._started)
+        known, told = self._failed_before(), (self._started, self._built_elsewhere)
+        ends = build_all(self.plan, wanted, self.store, self.outcome.run, nodes, known, self.claims, *told)
         for done, end in enumerate(ends, 1):
             label = self.plan.artifacts[end.id].label
             detail = end.error or ""
@@ -141,6 +152,9 @@ class _Driver:
 
     def _started(self, label: str) -> None:
         self.on_event(Event("build", label, "started"))
+
+    def _built_elsewhere(self, label: str, holder: Driver) -> None:
+        self.on_event(Event("note", label, detail=f"being built by another driver ({holder}): waiting for it"))
 
     def _failed_before(self) -> dict[str, str]:
         """Artifact id → message of the builds that failed in this run and are not to be tried again."""
@@ -189,7 +203,8 @@ class _Driver:
                 self.on_event(Event("cell", cell.label, "failed", detail="its baseline could not be built"))
             else:
                 waiting.append(whole)
-        measuring = Measuring(self.store, self.plan.sweep.measure, self.outcome, self.retry_failed, self.on_event)
+        measure, outcome = self.plan.sweep.measure, self.outcome
+        measuring = Measuring(self.store, measure, outcome, self.claims, self.retry_failed, self.on_event)
         measuring.run(waiting, nodes, facts)
 
     def _finished(self, cell: Cell) -> bool:

@@ -27,7 +27,10 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(slots=True)
 class RunResult:
-    """How a run ended: `<sweep>/<run id>`, seconds by stage, cells measured and found finished, what failed."""
+    """How a run ended: `<sweep>/<run id>`, seconds by stage, cells measured and found finished, what failed.
+
+    `held` says of each cell that another driver measures which one that is.
+    """
 
     run: str
     breakdown: dict[str, float] = field(default_factory=dict)
@@ -35,3 +38,4 @@ class RunResult:
     reused: int = 0
     failures: list[str] = field(default_factory=list)
     unserved: dict[str, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)

@@ -38,12 +38,14 @@ class Found:
 def find_or_start(
     store: Store, plan: Plan, identity: Identity, unserved: Mapping[str, str], facts: Mapping[str, Mapping[str, Any]]
 ) -> Found:
-    """Return the newest run with this fingerprint, or write run.json of a new one and say what changed."""
+    """Return the run with this fingerprint, or write run.json of a new one and say what changed.
+
+    Of two drivers that begin at once each may write one: both then go on with the older.
+    """
     name = plan.sweep.name
-    earlier = [(run, results.read_run(store, f"{name}/{run}")) for run in results.runs(store, name)]
-    for run, info in earlier:
-        if info["fingerprint"] == identity.fingerprint:
-            return Found(f"{name}/{run}", "going on")
+    earlier = _runs(store, name)
+    if (alike := _oldest(earlier, identity)) is not None:
+        return Found(alike, "going on")
     why = "the first run of this sweep here"
     if earlier:
         why = f"a new run: {'; '.join(changes(earlier[0][1], asdict(identity)))}"
@@ -59,7 +61,20 @@ def find_or_start(
     }
     run = f"{name}/{now:%Y%m%d-%H%M%S}-{identity.fingerprint[:8]}"
     results.write_run(store, run, info)
+    alike = _oldest(_runs(store, name), identity)
+    if alike not in (None, run):
+        store.delete([f"{run}/run.json"])
+        return Found(str(alike), "going on with another driver's, which began at the same moment")
     return Found(run, why)
+
+
+def _runs(store: Store, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the runs of the sweep `name`, newest first, each with its run.json."""
+    return [(f"{name}/{run}", results.read_run(store, f"{name}/{run}")) for run in results.runs(store, name)]
+
+
+def _oldest(runs: list[tuple[str, dict[str, Any]]], identity: Identity) -> str | None:
+    return next((run for run, info in reversed(runs) if info["fingerprint"] == identity.fingerprint), None)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

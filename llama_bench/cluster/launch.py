@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from llama_bench.errors import WorkError
 
-DEADLINE_S = 1800.0  # for one call of one process: a session that hangs costs its restart, not the sweep
+DEADLINE_S = 1800.0
+"""For one call of one process where nothing better is known: a session that hangs costs its restart, not the sweep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts processes on the node whose cell is measured."""
+    """Starts processes on the node whose cell is measured; a call of one that takes `deadline_s` is lost."""
+
+    deadline_s: float
 
     def start(self, make: Callable[[], Any], count: int) -> list[Process]:
         """Start `count` fresh processes, each holding what `make` returns there; does not wait for them."""
@@ -55,9 +58,9 @@ def raised(error: BaseException) -> Lost:
     return Lost(None, "", type(error).__name__, " ".join(message.split()), True)
 
 
-def late() -> Lost:
+def late(deadline_s: float) -> Lost:
     """Return how a call was lost that did not answer in time."""
-    return Lost(None, "", "timeout", f"did not answer within {DEADLINE_S:.0f} s", False)
+    return Lost(None, "", "timeout", f"did not answer within {deadline_s:.0f} s", False)
 
 
 def died(kind: str, why: str) -> Lost:

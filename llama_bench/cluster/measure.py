@@ -13,7 +13,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llama_bench import results
+from llama_bench.bench import machine
+from llama_bench.claims import Claims
+from llama_bench.cluster import connect
 from llama_bench.cluster.actors import SHARE, Actors
+from llama_bench.cluster.assign import Family, family, order
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
@@ -32,54 +36,116 @@ class Measuring:
     """Measures cells until none is left; `outcome` collects what came of them."""
 
     def __init__(
-        self, store: Store, measure: Measure, outcome: RunResult, retry_failed: bool, on_event: OnEvent
+        self, store: Store, measure: Measure, outcome: RunResult, claims: Claims, retry_failed: bool, on_event: OnEvent
     ) -> None:
-        self.store, self.measure, self.outcome = store, measure, outcome
+        self.store, self.measure, self.outcome, self.claims = store, measure, outcome, claims
         self.retry_failed, self.on_event = retry_failed, on_event
         self.waiting: list[Cell] = []
+        self.homes: dict[Family, str] = {}
+        self.begun: dict[str, str] = {}
+        self.nodes: list[Node] = []
+        self.hardware: dict[str, str] = {}
         self.tries: Counter[str] = Counter()
 
     def run(self, cells: Iterable[Cell], nodes: Iterable[Node], facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Measure `cells`, each on a node that serves its target: one at a time on a node, nodes side by side."""
+        """Measure `cells`, each on a node that serves its target: one at a time on a node, nodes side by side.
+
+        Cells that another driver measures are left to it, and named in the outcome.
+        """
         self.waiting.extend(cells)
-        idle = list(nodes)
+        self.nodes = list(nodes)
+        idle = [*self.nodes]
+        self.hardware = {node.id: machine.fingerprint(dict(facts[node.id])) for node in idle}
+        self.begun = self._begun()
         running: dict[Any, tuple[Cell, Node, PlacementGroup]] = {}
         try:
-            while self.waiting or running:
+            while True:
                 for node in list(idle):
-                    fitting = next((cell for cell in self.waiting if node.serves(cell.target)), None)
-                    if fitting is not None:
-                        self.waiting.remove(fitting)
-                        idle.remove(node)
+                    while node in idle and (fitting := self._take_for(node)) is not None:
                         group = self._hold(node, fitting)
-                        if group is None:
-                            idle.append(node)
-                            continue
-                        running[self._start(fitting, node, group, facts[node.id])] = (fitting, node, group)
-                [ready], _ = ray.wait(list(running), num_returns=1)
-                cell, node, group = running[ready]
-                if not self._next_event(ready, cell):
-                    del running[ready]
-                    remove_placement_group(group)
-                    idle.append(node)
+                        if group is not None:
+                            idle.remove(node)
+                            running[self._start(fitting, node, group, facts[node.id])] = (fitting, node, group)
+                            break
+                        self.claims.release([fitting.id])
+                        if node not in self.nodes:
+                            idle.remove(node)
+                if not running:
+                    return
+                cell, node, group = self._watch(running)
+                remove_placement_group(group)
+                self.claims.release([cell.id])
+                idle += [node] if self._lives(node) else []
         finally:
             for generator, (_, _, group) in running.items():
                 ray.cancel(generator, force=True)
                 remove_placement_group(group)
 
+    def _watch(self, running: dict[Any, tuple[Cell, Node, PlacementGroup]]) -> tuple[Cell, Node, PlacementGroup]:
+        """Pass on what the coordinators tell until one of them has ended; take it out and return it."""
+        while True:
+            [ready], _ = ray.wait(list(running), num_returns=1)
+            if not self._next_event(ready, running[ready][0]):
+                return running.pop(ready)
+
+    def _take_for(self, node: Node) -> Cell | None:
+        """Take the next cell that `node` serves and nobody else has out of those that wait; None when there is none."""
+        for cell in order(self.waiting, node, self.nodes, self.homes, self.begun, self.hardware):
+            self.waiting.remove(cell)
+            holder = self.claims.take(cell.id)
+            if holder is not None:
+                self.outcome.held[cell.label] = str(holder)
+                self.on_event(Event("cell", cell.label, "held", detail=f"by {holder}"))
+            elif not self.retry_failed and results.has_part(self.store, self.outcome.run, "pieces", cell.id):
+                # finished by another driver since this one looked
+                self.claims.release([cell.id])
+                self.outcome.reused += 1
+                self.on_event(Event("cell", cell.label, "reused"))
+            else:
+                self.homes.setdefault(family(cell), node.id)
+                self.begun.setdefault(cell.id, self.hardware[node.id])
+                return cell
+        return None
+
+    def _lives(self, node: Node) -> bool:
+        """Whether `node` still lives; the cells that no other one serves have failed if it does not."""
+        if node.id in {living.id for living in connect.nodes()}:
+            return True
+        self.nodes.remove(node)
+        self.on_event(Event("note", node.address, detail="this node was lost"))
+        for cell in [cell for cell in self.waiting if not any(left.serves(cell.target) for left in self.nodes)]:
+            self.waiting.remove(cell)
+            self._failed(
+                cell, "unserved", f"no node offers {cell.target.tag} any more: {node.address} was the last one"
+            )
+        return False
+
+    def _begun(self) -> dict[str, str]:
+        """Return cell → machine of the restarts that earlier drivers left; not looked at where all nodes are alike."""
+        if len(set(self.hardware.values())) < 2:
+            return {}
+        rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
+        return dict(rows.iter_rows())
+
     def _hold(self, node: Node, cell: Cell) -> PlacementGroup | None:
         """Hold the node's CPUs and memory, one unit of the cell's tag, and its GPU where the target wants one.
 
-        None, with a row of `failures`, when other work on Ray holds the node for too long.
+        None when the node is lost, then the cell waits again; or, with a row of `failures`, when other work on Ray
+        holds the node for too long.
         """
         bundle = {"CPU": node.resources["CPU"], "memory": float(_memory(node)), cell.target.tag: 1.0}
         bundle |= {"GPU": 1.0} if cell.target.needs_gpu else {}
         pinned = [{"ray.io/node-id": node.id}]
         group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
-        if not group.wait(HOLD_S):
+        while not group.wait(HOLD_S):
+            if self.claims.others() and node.id in {living.id for living in connect.nodes()}:
+                continue  # another driver of this run measures there now
             remove_placement_group(group)
-            why = f"{node.address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs or memory"
-            self._failed(cell, "busy", why)
+            self.waiting.insert(0, cell)
+            if self._lives(node):
+                self.waiting.remove(cell)
+                why = f"{node.address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs or memory"
+                self._failed(cell, "busy", why)
             return None
         return group
 

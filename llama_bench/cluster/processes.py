@@ -26,14 +26,15 @@ class Processes:
     def __init__(self, environment: Mapping[str, str], cores: Sequence[int] | None = None) -> None:
         self._environment = {**os.environ, **environment}
         self._cores = cores or ()
+        self.deadline_s = DEADLINE_S
 
     def start(self, make: Callable[[], Any], count: int) -> list[Process]:
         """Start `count` processes side by side."""
-        return [PlainProcess(make, self._environment, self._cores) for _ in range(count)]
+        return [PlainProcess(make, self._environment, self.deadline_s, self._cores) for _ in range(count)]
 
     def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `function` returns in a process that ends with it."""
-        process = PlainProcess(Function, self._environment, self._cores)
+        process = PlainProcess(Function, self._environment, self.deadline_s, self._cores)
         try:
             return process.call("run", function, *arguments).wait()
         finally:
@@ -43,7 +44,10 @@ class Processes:
 class PlainProcess:
     """One process, and the calls that it answers one after the other."""
 
-    def __init__(self, make: Callable[[], Any], environment: Mapping[str, str], cores: Sequence[int] = ()) -> None:
+    def __init__(
+        self, make: Callable[[], Any], environment: Mapping[str, str], deadline_s: float, cores: Sequence[int] = ()
+    ) -> None:
+        self._deadline_s = deadline_s
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-c", CHILD, str(theirs.fileno()), *map(str, cores)]
@@ -60,8 +64,8 @@ class PlainProcess:
     def wait(self) -> Any:
         """Return the value of the oldest call that was not waited for, or how it was lost."""
         try:
-            if not self._connection.poll(DEADLINE_S):
-                return late()
+            if not self._connection.poll(self._deadline_s):
+                return late(self._deadline_s)
             worked, value = self._connection.recv()
         except (EOFError, OSError):
             return self._death()

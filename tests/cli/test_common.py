@@ -1,11 +1,14 @@
-"""Numbers for people."""
+"""Numbers for people, and the store that an option names."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from llama_bench.cli import common
 from llama_bench.cli.common import READING_TRIES, duration, reading, size
-from llama_bench.errors import WorkError
+from llama_bench.errors import InputError, WorkError
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,15 @@ def test_results_that_change_all_the_time_are_said_to_and_not_waited_for() -> No
     with pytest.raises(WorkError, match="results/quick: its parts change faster than they can be read"):
         reading("results/quick", work)
     assert len(tried) == READING_TRIES
+
+
+def test_a_relative_store_is_refused_in_a_submitted_job_and_taken_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert common.open_store("here").root == tmp_path / "here"
+    monkeypatch.setenv(common.RAY_JOB, "{}")
+    with pytest.raises(InputError, match=r"--store here: a submitted job runs in a temporary copy"):
+        common.open_store("here")
+    assert common.open_store(str(tmp_path / "there")).root == tmp_path / "there"
+    assert common.open_store("memory://").root is None
