@@ -111,12 +111,11 @@ def read(folder: Path, model: Model) -> Checkpoint:
 
 
 def save(folder: Path, model: Model, tensors: Mapping[str, Array]) -> None:
-    """Write `model.json` and `checkpoint.safetensors` (contiguous float32 arrays by name) into `folder`."""
-    from safetensors.numpy import save_file
+    """Write `model.json` and `checkpoint.safetensors` (float32 arrays by name, none of them copied) into `folder`."""
+    from llama_bench.model import tensor_file
 
     (folder / SIZES).write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    save_file(dict(tensors), folder / WEIGHTS)
-    (folder / WEIGHTS).chmod((folder / SIZES).stat().st_mode)  # safetensors lets nobody but the owner read its files
+    tensor_file.save(folder / WEIGHTS, tensors)
 
 
 def export(work: Work) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,29 @@ def test_a_checkpoint_of_other_options_or_a_broken_one_is_not_gone_on_from(prune
     (tmp_path / "state" / training.STATE).write_bytes(b"half of it")
     broken, _ = trained(pruned, tmp_path / "state", steps=3)
     np.testing.assert_array_equal(broken["model.norm.weight"], wanted["model.norm.weight"])
+
+
+def test_the_moments_go_when_the_training_ends(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(training.Student):
+        def save(self, *given: Any) -> None:
+            super().save(*given)
+            seen.extend(weakref.ref(m) for one in self.optimizers.values() for m in _moments(one))
+
+    monkeypatch.setattr(training, "Student", Watched)
+    gc.disable()  # what only the collector frees is there when the model is exported
+    try:
+        made = trained(pruned, tmp_path / "state", steps=3)
+        assert len(seen) > 20
+        assert not [one for one in seen if one() is not None]
+    finally:
+        gc.enable()
+    assert made[1]["steps"] == 3
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [state[name] for state in optimizer.state.values() for name in training.MOMENTS]
 
 
 def test_whoever_looks_sees_where_training_is(pruned: Path, tmp_path: Path) -> None:

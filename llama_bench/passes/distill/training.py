@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from llama_bench.errors import WorkError
 from llama_bench.model import weights
@@ -84,6 +85,7 @@ def train(work: Work, before: Checkpoint) -> tuple[dict[str, Array], dict[str, A
             _write_progress(work.state / PROGRESS, progress, options.steps)
             if (step + 1) % options.checkpoint_steps == 0 or step + 1 == options.steps:
                 student.save(work.state / STATE, progress, identity)
+        student.end()
         record = {
             "steps": options.steps,
             "batch": options.batch,
@@ -109,6 +111,7 @@ class Student:
         self.network = network
         self.tensors = dict(network.named_parameters())
         self.optimizers: dict[str, torch.optim.AdamW] = {}
+        self.hooks: list[RemovableHandle] = []
         self.zeros = 0
         for name, tensor in self.tensors.items():
             tensor.requires_grad_(True)
@@ -118,7 +121,7 @@ class Student:
             self.zeros += 0 if pruned is None else int(pruned.sum())
             self.optimizers[name] = torch.optim.AdamW([tensor], betas=BETAS, weight_decay=0.0, foreach=False)
             stepper = _stepper(self.optimizers[name], pruned)
-            tensor.register_post_accumulate_grad_hook(stepper)  # type: ignore[no-untyped-call]
+            self.hooks.append(tensor.register_post_accumulate_grad_hook(stepper))  # type: ignore[no-untyped-call]
 
     def learn(self, teacher: Llama, windows: Tensor, temperature: float, learning_rate: float) -> float:
         """Take one step on `windows` [B, S] and return the loss before it, in nats; NaN and inf change nothing."""
@@ -129,6 +132,13 @@ class Student:
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
         return value
+
+    def end(self) -> None:
+        """Give up the optimisers: a hook and its tensor hold each other, and the moments are twice the model."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        self.optimizers.clear()
 
     def save(self, path: Path, progress: Progress, identity: str) -> None:
         """Write weights, moments and progress to `path`, whole or not at all."""
