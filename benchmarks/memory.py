@@ -4,8 +4,9 @@
     python benchmarks/memory.py benchmarks/llama2_7b.yaml [STORE]    Llama-2-7B's shapes in 4 bits
 
 Builds the sweep's exports and passes one after another, each in a process of its own, and prints a line for each:
-seconds, the most memory that the process and its children had resident at once (sampled every 20 ms; pages of mapped
-files count, though the kernel may take them back), that over the bytes of the export's weights, and the bytes on disk.
+seconds, the most memory that the process and its children had resident at once (sampled every 20 ms), that over the
+bytes of the export's weights, the most of their own memory, and the bytes on disk. Resident pages of mapped files count
+in the first, though the kernel takes them back when it needs them; own memory is what must be there.
 A variant that nothing else is made from goes once it is measured, so that a pass costs disk for one model. The text and
 the outputs that torch answers for are not built: they need the whole network in memory.
 """
@@ -45,9 +46,9 @@ except LlamaBenchError as error:
 """
 
 
-def measured(artifact: Artifact, store: str) -> tuple[float, int, str]:
-    """Build in a fresh process; return its seconds, its peak in bytes, and the last line of what it failed with."""
-    begin, peak = time.perf_counter(), 0
+def measured(artifact: Artifact, store: str) -> tuple[float, int, int, str]:
+    """Build in a fresh process; return seconds, peaks in bytes (resident, own), and why it failed, in a line."""
+    begin, peak, own = time.perf_counter(), 0, 0
     with tempfile.TemporaryFile() as told:
         child = subprocess.Popen([sys.executable, "-c", BUILD], stdin=subprocess.PIPE, stderr=told)
         assert child.stdin is not None
@@ -55,21 +56,23 @@ def measured(artifact: Artifact, store: str) -> tuple[float, int, str]:
             pickle.dump((artifact, store), pipe)
         root = psutil.Process(child.pid)
         while child.poll() is None:
-            peak = max(peak, resident(root))
+            now = resident(root)
+            peak, own = max(peak, now[0]), max(own, now[1])
             time.sleep(SAMPLED_S)
         told.seek(0)
         lines = told.read().decode(errors="replace").strip().splitlines()
-    return time.perf_counter() - begin, peak, (lines or ["?"])[-1] if child.returncode else ""
+    return time.perf_counter() - begin, peak, own, (lines or ["?"])[-1] if child.returncode else ""
 
 
-def resident(root: psutil.Process) -> int:
-    """Return the resident bytes of a process and of all that it started."""
-    total = 0
+def resident(root: psutil.Process) -> tuple[int, int]:
+    """Return the resident bytes of a process and of all that it started, and those of them that are no file's."""
+    total = own = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (root, *root.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-    return total
+                found = process.memory_info()
+                total, own = total + found.rss, own + found.rss - found.shared
+    return total, own
 
 
 def needed(waiting: Iterable[Artifact], every: Mapping[str, Artifact]) -> set[str]:
@@ -89,17 +92,20 @@ def main() -> None:
     every = planning.make(sweep, versions.stages()).artifacts
     waiting = [artifact for artifact in every.values() if artifact.kind != "reference"]
     size = 0
-    print(f"{'seconds':>8} {'peak':>9} {'× model':>8} {'on disk':>9}  artifact", flush=True)
+    print(f"{'seconds':>8} {'peak':>9} {'× model':>8} {'own':>9} {'on disk':>9}  artifact", flush=True)
     while waiting:
         artifact = waiting.pop(0)
-        seconds, peak, failed = (0.0, 0, "") if store.has(artifact.id) else measured(artifact, store.uri)
+        seconds, peak, own, failed = (0.0, 0, 0, "") if store.has(artifact.id) else measured(artifact, store.uri)
         if failed:
-            print(f"{seconds:8.1f} {peak / 1e9:6.2f} GB {'':8} {'':9}  {artifact.label}: {failed}", flush=True)
+            print(
+                f"{seconds:8.1f} {peak / 1e9:6.2f} GB {'':8} {own / 1e9:6.2f} GB {'':9}  {artifact.label}: {failed}",
+                flush=True,
+            )
             waiting = [later for later in waiting if later.parent != artifact.id]
             continue
         weights = sum(length for _, length in store.manifest(artifact.id)["weights"])
         size = weights if artifact.kind == "export" else size
-        figures = f"{seconds:8.1f} {peak / 1e9:6.2f} GB {peak / size:8.2f} {weights / 1e9:6.2f} GB"
+        figures = f"{seconds:8.1f} {peak / 1e9:6.2f} GB {peak / size:8.2f} {own / 1e9:6.2f} GB {weights / 1e9:6.2f} GB"
         print(f"{figures}  {artifact.label}", flush=True)
         clean(store, needed(waiting, every))
 

