@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from llama_bench.store import Store
 from llama_bench.sweep import Measure
 
 CELL_TRIES = 3  # a coordinator that was killed (out of memory, a lost node) goes on from its parts so often
+LOOK_S = 2.0  # how often it is looked whether a node that is waited for still lives
 HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
 
 
@@ -137,9 +139,11 @@ class Measuring:
         bundle |= {"GPU": 1.0} if cell.target.needs_gpu else {}
         pinned = [{"ray.io/node-id": node.id}]
         group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
-        while not group.wait(HOLD_S):
-            if self.claims.others() and node.id in {living.id for living in connect.nodes()}:
-                continue  # another driver of this run measures there now
+        begin = time.monotonic()
+        while not group.wait(LOOK_S):
+            lives = node.id in {living.id for living in connect.nodes()}
+            if lives and (time.monotonic() - begin < HOLD_S or self.claims.others()):
+                continue  # another driver of this run may measure there as long as it takes
             remove_placement_group(group)
             self.waiting.insert(0, cell)
             if self._lives(node):
