@@ -20,6 +20,7 @@ from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
+from llama_bench.cluster.metrics import Metrics, counted
 from llama_bench.cluster.rows import where
 from llama_bench.errors import WorkError
 from llama_bench.estimate import reference_bytes
@@ -68,6 +69,8 @@ def run(
         hardware=sorted(machine.fingerprint(fact) for fact in facts.values()),
     )
     found = find_or_start(store, plan, identity, unserved, facts)
+    served = [cell for cell in cells if cell.target_name not in unserved]
+    on_event = counted(Metrics(found.run, len(served)), on_event)
     on_event(Event("note", "run", detail=f"{store.url(found.run)} ({found.why})"))
     outcome = RunResult(found.run, unserved={name: why for name, why in unserved.items() if name in chosen.targets})
     for node in working:
@@ -78,7 +81,6 @@ def run(
     for node in serving:
         for doubt in machine.doubts(facts[node.id]):
             on_event(Event("doubt", node.address, detail=doubt))
-    served = [cell for cell in cells if cell.target_name not in unserved]
     try:
         with Claims(store, found.run) as claims:
             driver = _Driver(store, plan, outcome, claims, retry_failed, on_event)
