@@ -34,7 +34,7 @@ BUILD_MEMORY = {
     "dynamo": 1.5,
     "reference": 2.5,
     "prune": 3.0,
-    "distill": 8.0,  # the teacher, the student, its gradients and AdamW's two moments
+    "distill": 5.0,  # the teacher, the student and AdamW's two moments
     "onnxoptimizer": 7.0,
     "onnxruntime": 1.5,
     "transformers": 1.5,
