@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,7 +97,7 @@ class _Measured:
     workload_name: str
     reference: str
     arms: tuple[Arm, ...]
-    identity: Mapping[str, Any]
+    identity: str
 
 
 def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
@@ -104,16 +106,21 @@ def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
     `versions` maps a stage (`export`, or a pass family) to what shapes its output besides the spec (library versions,
     a hash of our own code).
     """
-    planner = _Planner(sweep, versions)
+    with _nothing_is_garbage():
+        return _make(_Planner(sweep, versions))
+
+
+def _make(planner: _Planner) -> Plan:
+    sweep = planner.sweep
     shared = [planner.measured(model, workload_name) for model in sweep.models for workload_name in sweep.workloads]
-    measure = sweep.measure.model_dump()
+    measure = digest(sweep.measure.model_dump())
     cells = []
     for target_name, target in sweep.targets.items():
-        target_spec = {target_name: target.model_dump()}
+        target_spec = digest({target_name: target.model_dump()})
         for part in shared:
             cells.append(
                 Cell(
-                    digest("cell", {**part.identity, "target": target_spec, "measure": measure}),
+                    digest("cell", part.identity, target_spec, measure),
                     part.model,
                     part.workload_name,
                     sweep.workloads[part.workload_name],
@@ -153,7 +160,7 @@ class _Planner:
             "arms": {arm.name: [arm.variant, self.recipes[arm.name]] for arm in arms},
         }
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
-        return _Measured(model, workload_name, reference, (*arms, control), identity)
+        return _Measured(model, workload_name, reference, (*arms, control), digest(identity))
 
     def _export(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
         """Return the id of the graph; that of a model with a cache serves workloads of any kind and length."""
@@ -187,18 +194,33 @@ class _Planner:
         return parent
 
 
+@contextmanager
+def _nothing_is_garbage() -> Iterator[None]:
+    """Do not look for garbage while a plan is made: all of its objects stay, and looking takes as long as making."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 PLACES = ("source", "file")
 """Keys of a sweep that say where something lies; beside each stands the hash of what lies there."""
 
 
 def _without_places(spec: Any) -> Any:
     """Return `spec` without the keys that say where something lies."""
-    if not isinstance(spec, Mapping):
+    if not isinstance(spec, dict):  # what pydantic dumps; asking for any Mapping takes ten times as long
         return spec
     return {key: _without_places(value) for key, value in spec.items() if key not in PLACES}
 
 
 def digest(*parts: Any) -> str:
     """Return 16 hexadecimal digits that identify `parts` (what JSON can write, keys in any order; else TypeError)."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    text = _ENCODER.encode(parts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

@@ -31,6 +31,9 @@ UNVOUCHED = ("failures", "ceilings")
 FOLDED = ("timings", "blocks", "accuracy", "generations", "machines", "pieces")
 """Datasets of which a finished cell's parts become one, in this order: `pieces` makes the others count."""
 
+BY_CELL = ("timings",)
+"""Datasets so large that what is made of them is made cell by cell."""
+
 VERSION_1 = {"kept": True, "phase": "main"}
 """Columns that version 1 did not have → what they would have held."""
 
@@ -235,28 +238,46 @@ def locate(path: str | Path) -> tuple[Store, str]:
     raise InputError(f"{here.label} has several sweeps: name one of {', '.join(here.url(sweep) for sweep in found)}")
 
 
-def scan(path: str | Path, cell: str | None = None) -> dict[str, pl.LazyFrame]:
+class Datasets(dict[str, "pl.LazyFrame"]):
+    """A LazyFrame for each dataset of a run; and for each cell alone, where that is all that is needed at a time."""
+
+    def __init__(self, frames: Mapping[str, pl.LazyFrame], by_cell: Mapping[str, Sequence[pl.LazyFrame]]) -> None:
+        super().__init__(frames)
+        self.by_cell = by_cell
+
+
+def scan(path: str | Path, cell: str | None = None) -> Datasets:
     """Return a LazyFrame for every dataset of the run at `path` (see :func:`locate`), without what did not finish.
 
     With `cell` only the parts of that cell and of no cell are looked at: a run of thousands has many more. Raises
     InputError for a truncated part or one of another schema version, naming the file.
     """
-    import polars as pl
-
     store, run = locate(path)
     parts = counting_parts(store, run, cell)
-    frames = {}
-    for dataset, schema in SCHEMAS.items():
-        frames[dataset] = pl.DataFrame(schema.empty_table()).lazy()
-        if files := [store.url(part.key) for part in parts[dataset]]:
-            columns = frames[dataset].collect_schema()
-            frames[dataset] = pl.scan_parquet(
-                files, schema=columns, missing_columns="insert", hive_partitioning=False, glob=False
-            )
-        frames[dataset] = frames[dataset].with_columns(
-            pl.col(column).fill_null(value) for column, value in VERSION_1.items() if column in schema.names
-        )
-    return frames
+    files = {dataset: {part.stem: store.url(part.key) for part in found} for dataset, found in parts.items()}
+    frames = {dataset: _frame(dataset, list(found.values())) for dataset, found in files.items()}
+    return Datasets(frames, {dataset: _by_cell(dataset, files[dataset]) for dataset in BY_CELL})
+
+
+def _by_cell(dataset: str, files: Mapping[str, str]) -> list[pl.LazyFrame]:
+    """Return a LazyFrame for each cell whose parts are among `files` (stem → file)."""
+    cells: dict[str, list[str]] = {}
+    for stem, file in files.items():
+        cells.setdefault(stem.partition("-")[0], []).append(file)
+    return [_frame(dataset, found) for found in cells.values()]
+
+
+def _frame(dataset: str, files: list[str]) -> pl.LazyFrame:
+    import polars as pl
+
+    schema = SCHEMAS[dataset]
+    frame = pl.DataFrame(schema.empty_table()).lazy()
+    if files:
+        columns = frame.collect_schema()
+        frame = pl.scan_parquet(files, schema=columns, missing_columns="insert", hive_partitioning=False, glob=False)
+    return frame.with_columns(
+        pl.col(column).fill_null(value) for column, value in VERSION_1.items() if column in schema.names
+    )
 
 
 def counting_parts(store: Store, run: str, cell: str | None = None) -> dict[str, list[Part]]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 
+from llama_bench.results import Datasets
 from llama_bench.stats import evidence
 from llama_bench.stats.bound import Bound, fractions
 from llama_bench.stats.ratios import (
     CONFIRM,
-    arm_times,
     group_ratios,
     name_arms,
     over_groups,
@@ -21,6 +21,7 @@ from llama_bench.stats.ratios import (
     slot_counts,
     stein_total,
 )
+from llama_bench.stats.times import arm_times
 from llama_bench.stats.verdicts import Comparison
 from llama_bench.sweep import CONTROL, Sweep
 
@@ -144,7 +145,8 @@ def gather(run: Row, frames: Mapping[str, pl.LazyFrame]) -> Known:
     cells = sorted([*run["cells"], *_cells_of_unserved(run, sweep)], key=lambda cell: order.index(cell["target"]))
     baselines = {cell["id"]: cell["baseline"] for cell in cells}
     by_group = group_ratios(frames["blocks"], baselines)
-    times, variants = _by_arm(arm_times(frames["timings"])), _by_arm(name_arms(frames["variants"]).collect())
+    timings = frames.by_cell["timings"] if isinstance(frames, Datasets) else [frames["timings"]]
+    times, variants = _by_arm(arm_times(timings)), _by_arm(name_arms(frames["variants"]).collect())
     return Known(
         sweep=sweep,
         cells=cells,

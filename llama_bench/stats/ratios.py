@@ -143,7 +143,12 @@ def counting(rows: pl.LazyFrame, phase: str = MAIN) -> pl.LazyFrame:
 
     Where a row does not say, its block was kept and its phase is the main one.
     """
-    wanted = {"kept": pl.col("kept").fill_null(True), "phase": pl.col("phase").fill_null(MAIN) == phase}
+    here = pl.col("phase") == phase
+    # no fill_null: polars would make two more columns of a hundred million rows
+    wanted = {
+        "kept": pl.col("kept").ne_missing(False),
+        "phase": here | pl.col("phase").is_null() if phase == MAIN else here,
+    }
     present = set(rows.collect_schema().names())
     if "phase" not in present and phase != MAIN:
         return rows.clear()
@@ -210,51 +215,6 @@ def slot_counts(blocks: pl.LazyFrame, phase: str = MAIN) -> pl.DataFrame:
         )
         .sort(*_ARM)
         .collect()
-    )
-
-
-def arm_times(timings: pl.LazyFrame, phase: str = MAIN) -> pl.DataFrame:
-    """Return one row an arm: its restarts, runs and unusable runs, and its times in seconds.
-
-    mean_s, median_s and p90_s (linear between neighbours) are over all timed runs of blocks that were kept. `time_s`
-    is the geometric mean: exp of the mean over restarts of the mean of ln(seconds); time_low_s and time_high_s are the
-    ends of its 95 % t interval over restarts (null for one restart). `unusable` counts runs whose seconds are missing,
-    not finite or not positive; an arm with such a run has no times, rather than times of the runs that happened to
-    work. `constant` says that all of several runs took exactly the same time.
-    """
-    seconds = pl.col("seconds")
-    usable = (seconds.is_finite() & (seconds > 0)).fill_null(False)
-    runs = name_arms(counting(timings, phase)).with_columns(usable=usable)
-    over_runs = runs.group_by(*_ARM, maintain_order=True).agg(
-        runs=pl.len(),
-        unusable=(~pl.col("usable")).sum(),
-        constant=(pl.len() > 1) & (seconds.min() == seconds.max()),
-        mean_s=seconds.mean(),
-        median_s=seconds.median(),
-        p90_s=seconds.quantile(0.9, "linear"),
-    )
-    over_restarts = (
-        runs.group_by(*_ARM, "restart", maintain_order=True)
-        .agg(mean=seconds.log().mean())
-        .group_by(*_ARM, maintain_order=True)
-        .agg(restarts=pl.len(), mean=pl.col("mean").mean(), sd=pl.col("mean").std())
-    )
-    table = over_runs.join(over_restarts, on=_ARM).sort(*_ARM).collect(optimizations=IN_ORDER)
-    restarts = table["restarts"].to_list()
-    t = pl.Series("t", [t_quantile(0.5 + LEVEL / 2, n - 1) if n > 1 else None for n in restarts], dtype=pl.Float64)
-    half = pl.col("t") * pl.col("sd") / pl.col("restarts").sqrt()
-    table = table.with_columns(t).with_columns(
-        time_s=pl.col("mean").exp(), time_low_s=(pl.col("mean") - half).exp(), time_high_s=(pl.col("mean") + half).exp()
-    )
-    times = ["mean_s", "median_s", "p90_s", "time_s", "time_low_s", "time_high_s"]
-    return table.select(
-        *_ARM,
-        "restarts",
-        "runs",
-        "unusable",
-        "constant",
-        # how polars splits a sum between threads is not fixed, and with it the last bit: a report would change
-        *(pl.when(pl.col("unusable") == 0).then(pl.col(c).round_sig_figs(DIGITS)).alias(c) for c in times),
     )
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from llama_bench.stats.ratios import (
     CONFIRM,
     Estimate,
-    arm_times,
     counting,
     estimate,
     group_ratios,
@@ -41,16 +39,6 @@ def blocks(values: dict[str, list[list[float]]], *, control: str | None = None) 
 def ys(rows: pl.LazyFrame, arm: str, baseline: str = "original") -> list[float]:
     found: list[float] = restart_ratios(rows, {"c": baseline}).filter(pl.col("recipe") == arm)["y"].to_list()
     return found
-
-
-def timings(seconds: dict[str, list[list[float]]]) -> pl.LazyFrame:
-    rows = [
-        {"cell": "c", "restart": r, "recipe": arm, "control": False, "seconds": s}
-        for arm, restarts in seconds.items()
-        for r, restart in enumerate(restarts)
-        for s in restart
-    ]
-    return pl.LazyFrame(rows, schema_overrides={"seconds": pl.Float64})
 
 
 def test_a_known_ratio_is_recovered_whatever_drifts_between_blocks() -> None:
@@ -221,49 +209,6 @@ def test_p_value_and_interval_tell_the_same_story() -> None:
 def test_an_interval_of_too_few_or_broken_values_is_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="two finite values"):
         estimate(values, pilot=6)
-
-
-def test_times_of_an_arm_are_over_runs_and_their_interval_over_restarts() -> None:
-    [row] = arm_times(timings({"a": [[1.0, 4.0], [2.0, 2.0]]})).to_dicts()
-    assert (row["restarts"], row["runs"], row["unusable"]) == (2, 4, 0)
-    assert row["mean_s"] == pytest.approx(2.25)
-    assert row["median_s"] == pytest.approx(2.0)
-    assert row["p90_s"] == pytest.approx(3.4)
-    assert row["time_s"] == pytest.approx(2.0)
-    assert row["time_low_s"] == pytest.approx(2.0)
-    [spread] = arm_times(timings({"a": [[1.0], [math.e]]})).to_dicts()
-    # ln: 0 and 1, mean 1/2, standard error 1/2, t(0.975; 1) = 12.7062
-    assert spread["time_high_s"] == pytest.approx(math.exp(0.5 + 12.7062 / 2), rel=1e-4)
-
-
-@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 0.0, -1.0, None])
-def test_one_unusable_run_takes_the_arms_times_away(bad: Any) -> None:
-    [row] = arm_times(timings({"a": [[1.0, bad], [2.0, 2.0]]})).to_dicts()
-    assert row["unusable"] == 1
-    assert row["mean_s"] is None
-    assert row["time_low_s"] is None
-
-
-def test_times_are_those_of_kept_runs_in_the_main_phase() -> None:
-    rows = timings({"a": [[1.0, 9.0], [2.0, 2.0], [50.0, 50.0]]}).with_columns(
-        kept=pl.col("seconds") != 9.0, phase=pl.when(pl.col("restart") == 2).then(pl.lit("confirm"))
-    )
-    [row] = arm_times(rows).to_dicts()
-    assert (row["restarts"], row["runs"]) == (2, 3)
-    assert row["mean_s"] == pytest.approx(5 / 3)
-    [fresh] = arm_times(rows, CONFIRM).to_dicts()
-    assert fresh["mean_s"] == 50.0
-
-
-def test_runs_that_all_take_the_same_time_are_marked_constant() -> None:
-    rows = arm_times(timings({"a": [[1.0, 1.0], [1.0, 1.0]], "b": [[1.0, 1.5]], "c": [[1.0]]}))
-    assert dict(rows.select("recipe", "constant").iter_rows()) == {"a": True, "b": False, "c": False}
-
-
-def test_one_restart_has_times_but_no_interval() -> None:
-    [row] = arm_times(timings({"a": [[1.0, 2.0]]})).to_dicts()
-    assert row["mean_s"] == pytest.approx(1.5)
-    assert row["time_low_s"] is None
 
 
 def test_importing_the_package_imports_neither_scipy_nor_polars() -> None:
