@@ -178,11 +178,17 @@ def _remote(uri: str) -> ObjectStore:
         # A weight of several hundred megabytes takes longer than the default half minute; a wrong host should not.
         return from_url(
             uri,
-            client_options={"timeout": "10 minutes", "connect_timeout": "10 seconds"},
+            client_options={"timeout": "10 minutes", "connect_timeout": "10 seconds", "allow_http": _allow_http()},
             retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
         )
     except (*FAILURES, ValueError) as error:
         raise InputError(f"store {shown(uri)} cannot be opened: {first_line(error)}") from None
+
+
+def _allow_http() -> bool:
+    """Whether the environment allows addresses without TLS: obstore forgets its word for it beside other options."""
+    said = [os.environ.get(name, "") for name in ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")]
+    return any(word.lower() in ("1", "true", "yes") for word in said)
 
 
 def _check_folder(root: Path, write: bool) -> None:
