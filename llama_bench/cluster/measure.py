@@ -24,6 +24,7 @@ from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job
 from llama_bench.cluster.rows import where
+from llama_bench.errors import WorkError
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
@@ -177,13 +178,13 @@ class Measuring:
         return True
 
     def _lost(self, cell: Cell, error: RayError) -> None:
-        """Write the row of a coordinator that ended early; one that was killed gets another try, from its parts."""
-        raised = isinstance(error, RayTaskError)  # an exception of our own would come again
+        """Write the row of a coordinator that ended early; it gets another try, from its parts, where that may help."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         message = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
         self.tries[cell.id] += 1
-        again = not raised and self.tries[cell.id] < CELL_TRIES
-        if not again:
+        # killed, or without its store for a moment; any other exception of our own would come again
+        may_help = not isinstance(error, RayTaskError) or isinstance(cause, WorkError)
+        if not may_help or self.tries[cell.id] >= CELL_TRIES:
             self._failed(cell, type(cause).__name__, message)
             return
         self._write_failure(cell, ONE_RESTART, message)

@@ -177,6 +177,30 @@ def test_a_killed_coordinator_is_started_again_and_goes_on_from_its_parts(tiny: 
     assert set(timed["len"]) == {4 * 2 * 3}
 
 
+def test_a_store_that_fails_for_a_moment_costs_the_restart_in_flight(tiny: dict[str, Any], store: Store) -> None:
+    tiny["measure"] |= {"restarts": 4, "confirm": False}
+    assert store.root is not None
+    broken: list[Path] = []
+
+    def watch(event: Event) -> None:
+        if event.kind == "restart" and event.done == 1:
+            [blocks] = store.root.glob("tiny/*/blocks")  # type: ignore[union-attr]
+            broken.append(blocks.rename(blocks.with_name("away")))
+            blocks.touch()  # no folder any more, so that nothing can be written into it
+        if "its coordinator was lost" in event.detail:
+            broken[0].with_name("blocks").unlink()
+            broken[0].rename(broken[0].with_name("blocks"))
+
+    result, frames = run(tiny, store, watch)
+    assert broken
+    assert (result.measured, result.failures) == (1, [])
+    [failure] = frames.failures.collect().to_dicts()
+    assert failure["kind"] == "lost"
+    assert "WorkError" in failure["message"]
+    restarts = frames.pieces.filter(kind="restart").collect()["restart"].to_list()
+    assert len(restarts) == len(set(restarts)) == 4
+
+
 def test_an_interrupted_run_goes_on_from_its_last_restart(tiny: dict[str, Any], store: Store) -> None:
     def interrupt(event: Event) -> None:
         if event.kind == "restart":
