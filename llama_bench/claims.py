@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from llama_bench.errors import WorkError
+from llama_bench.errors import StoreError, WorkError
 from llama_bench.store import Store
 
 LEASE_S = 90.0
@@ -56,6 +56,7 @@ class Claims:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.driver = Driver(secrets.token_hex(8), socket.gethostname(), os.getpid(), now)
         self.held: dict[str, str] = {}  # piece → key of our claim
+        self.inherited: dict[str, Driver] = {}  # piece that was taken → the dead driver that had it
         self._end = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -80,9 +81,14 @@ class Claims:
         """
         while piece not in self.held:
             number, key = self._newest(piece)
-            holder = None if key is None else self._holder(key)
-            if holder is not None:
-                return holder
+            driver = None if key is None else _driver(self.store, key)
+            if key is not None and driver == self.driver:  # written by a try of ours whose answer was lost
+                self.held[piece] = key
+                return None
+            if driver is not None and self._is_alive(driver):
+                return driver
+            if driver is not None:
+                self.inherited[piece] = driver
             mine = f"{self.run}/claims/{piece}-{number + 1:04d}.json"
             if self.store.put(mine, json.dumps(asdict(self.driver)).encode()):
                 self.held[piece] = mine
@@ -113,11 +119,6 @@ class Claims:
                 found = int(match["number"]), key
         return found
 
-    def _holder(self, key: str) -> Driver | None:
-        """Return the driver of a claim, None when it is dead or has let go meanwhile."""
-        driver = _driver(self.store, key)
-        return driver if driver is not None and (driver == self.driver or self._is_alive(driver)) else None
-
     def _is_alive(self, driver: Driver) -> bool:
         written = {key: meta.timestamp() for key, meta in self.store.written(f"{self.run}/drivers").items()}
         theirs, ours = (written.get(self._heartbeat_key(one)) for one in (driver.id, self.driver.id))
@@ -146,6 +147,8 @@ def _driver(store: Store, key: str) -> Driver | None:
     """Return the driver that a claim or a heartbeat names, None when it was deleted since it was listed, or is torn."""
     try:
         return Driver(**json.loads(store.get(key)))
+    except StoreError:  # it may live: who cannot ask must not take its work
+        raise
     except (WorkError, ValueError, TypeError):
         return None
 

@@ -28,6 +28,10 @@ class WorkError(LlamaBenchError):
     exit_status = 1
 
 
+class StoreError(WorkError):
+    """The place of a store failed: no connection, no room, no permission. It may work later, or elsewhere."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the valid word closest to `word`, or the valid words when none is close.
 

@@ -8,18 +8,22 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from llama_bench.errors import InputError, WorkError, nearest
+from llama_bench.errors import InputError, StoreError, WorkError, nearest
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -41,32 +45,51 @@ FAILURES = (BaseError, OSError)
 CHUNK = 8 << 20
 """Bytes a part of a large upload or download: S3 wants at least 5 MB and at most 10,000 parts."""
 
+PAUSE_S = 1.0
+"""Between two tries of a store that is waited for."""
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_T = TypeVar("_T")
 
 
 class Objects:
     """Bytes under keys (`a/b/c`) in a local folder or an object store; `root` is the folder, or None.
 
-    Every method raises WorkError, naming the store, when it cannot do its work.
+    Every method raises StoreError, naming the store, when the place does not do its work, and WorkError when what is
+    asked for is not there.
     """
 
     def __init__(self, uri: str | Path, *, write: bool) -> None:
         self._objects, self.root, self.uri = open_place(uri, write)
         self.label = shown(self.uri)
+        self._patience_s = 0.0
+        self._on_wait: Callable[[str], None] = _ignore
+
+    def patient(self, seconds: float, on_wait: Callable[[str], None]) -> Self:
+        """Return this store for one who waits: what its place fails to do is tried again for so many seconds.
+
+        `on_wait` is told why once for each wait.
+        """
+        patient = copy(self)
+        patient._patience_s, patient._on_wait = seconds, on_wait
+        return patient
 
     def put(self, key: str, data: bytes | memoryview, *, create: bool = True) -> bool:
         """Write `data` under `key`; with `create`, return False and change nothing when the key exists."""
-        with self.guard(f"writing {key}", len(data)):
+
+        def write() -> bool:
             try:
                 obstore.put(self._objects, key, data, mode="create" if create else "overwrite")
             except AlreadyExistsError:
                 return False
-        return True
+            return True
+
+        return self._do(f"writing {key}", write, len(data))
 
     def get(self, key: str) -> bytes:
         """Return what is under `key`; WorkError when there is nothing."""
-        with self.guard(f"reading {key}"):
-            return bytes(obstore.get(self._objects, key).bytes())
+        return self._do(f"reading {key}", lambda: bytes(obstore.get(self._objects, key).bytes()))
 
     def chunks(self, key: str) -> Iterator[memoryview]:
         """Yield what is under `key` in pieces of a few megabytes."""
@@ -79,16 +102,19 @@ class Objects:
         size = self.length(key)
         if size is None:
             raise FileNotFoundError(key)
-        with self.guard(f"reading {key}"):
-            return bytes(obstore.get_range(self._objects, key, start=max(0, size - length), end=size))
+        start = max(0, size - length)
+        return self._do(f"reading {key}", lambda: bytes(obstore.get_range(self._objects, key, start=start, end=size)))
 
     def length(self, key: str) -> int | None:
         """Return the bytes under `key`, or None when there is no such key."""
-        with self.guard(f"looking for {key}"):
+
+        def ask() -> int | None:
             try:
                 return obstore.head(self._objects, key)["size"]
             except FileNotFoundError:
                 return None
+
+        return self._do(f"looking for {key}", ask)
 
     def keys(self, prefix: str) -> list[str]:
         """Return every key in the folder `prefix` (`""`: in the store), sorted."""
@@ -96,9 +122,8 @@ class Objects:
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly in `prefix`, sorted."""
-        with self.guard(f"listing {prefix}"):
-            found = obstore.list_with_delimiter(self._objects, prefix or None)["common_prefixes"]
-        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        found = self._do(f"listing {prefix}", lambda: obstore.list_with_delimiter(self._objects, prefix or None))
+        names = (path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
         return sorted(name for name in names if not name.startswith("."))
 
     def written(self, prefix: str) -> dict[str, datetime]:
@@ -108,11 +133,7 @@ class Objects:
     def delete(self, keys: Iterable[str]) -> None:
         """Delete `keys`; one that is gone already is no error."""
         for key in keys:
-            with self.guard(f"deleting {key}"):
-                try:
-                    obstore.delete(self._objects, key)
-                except FileNotFoundError:
-                    continue
+            self._do(f"deleting {key}", partial(self._delete, key))
 
     def size(self, prefix: str) -> int:
         """Return the bytes of all keys in the folder `prefix`."""
@@ -127,8 +148,7 @@ class Objects:
         return str(self.root / key) if self.root is not None else f"{self.uri}/{key}"
 
     def list(self, prefix: str) -> list[ObjectMeta]:
-        with self.guard(f"listing {prefix}"):
-            found = [meta for chunk in obstore.list(self._objects, prefix or None) for meta in chunk]
+        found = self._do(f"listing {prefix}", lambda: [*chain(*obstore.list(self._objects, prefix or None))])
         return [meta for meta in found if not meta["path"].startswith(".")]
 
     @contextmanager
@@ -137,6 +157,29 @@ class Objects:
             yield
         except FAILURES as error:
             raise failure(error, self.uri, doing, needed) from error
+
+    def _delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            obstore.delete(self._objects, key)
+
+    def _do(self, doing: str, act: Callable[[], _T], needed: int = 0) -> _T:
+        """Return what `act` returns; while its place fails, try again as long as this store has patience."""
+        until, told = time.monotonic() + self._patience_s, False
+        while True:
+            try:
+                with self.guard(doing, needed):
+                    return act()
+            except StoreError as error:
+                if time.monotonic() >= until:
+                    raise
+                if not told:
+                    self._on_wait(str(error))
+                told = True
+                time.sleep(PAUSE_S)
+
+
+def _ignore(why: str) -> None:
+    """Tell nobody."""
 
 
 def open_place(uri: str | Path, write: bool) -> tuple[ObjectStore, Path | None, str]:
@@ -217,11 +260,15 @@ def _try_to_write(objects: ObjectStore, uri: str) -> None:
 
 
 def failure(error: BaseException, place: str, doing: str, needed: int = 0) -> WorkError:
-    """Return the WorkError for `error`, raised at `place` while `doing`; `needed` is the bytes that had to fit."""
+    """Return the error for `error`, raised at `place` while `doing`; `needed` is the bytes that had to fit.
+
+    A WorkError for what is not there, a StoreError for all else.
+    """
     if error_number(error) in _NO_ROOM:
         wanted = f" ({needed:,} bytes needed)" if needed else ""
-        return WorkError(f"store {shown(place)} has no room left while {doing}{wanted}: {reason(error)}")
-    return WorkError(f"store {shown(place)}: {doing} failed: {reason(error)}")
+        return StoreError(f"store {shown(place)} has no room left while {doing}{wanted}: {reason(error)}")
+    kind = WorkError if isinstance(error, FileNotFoundError) else StoreError
+    return kind(f"store {shown(place)}: {doing} failed: {reason(error)}")
 
 
 def error_number(error: BaseException) -> int | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import obstore
 
 from llama_bench import external_data, node_cache, objects
-from llama_bench.errors import WorkError
+from llama_bench.errors import StoreError, WorkError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -85,7 +85,7 @@ class Store(objects.Objects):
         needed = sum(map(len, new.values())) + sum(map(len, files.values()))
         room = self.free_bytes()
         if room is not None and room < needed:
-            raise WorkError(
+            raise StoreError(
                 f"store {self.label} has too little room for artifact {artifact_id}: "
                 f"{needed:,} bytes needed, {room:,} free"
             )

@@ -14,7 +14,7 @@ import pytest
 
 from llama_bench import claims
 from llama_bench.claims import Claims, Driver
-from llama_bench.errors import WorkError
+from llama_bench.errors import StoreError, WorkError
 from llama_bench.store import Store
 
 RUN = "sweep/run"
@@ -167,3 +167,35 @@ def test_a_store_that_is_gone_is_said_when_a_piece_is_taken(store: Store) -> Non
             held.take("cell")
         store.root.unlink()
         store.root.with_name("gone").rename(store.root)
+
+
+def test_work_of_a_dead_driver_is_inherited_and_its_driver_named(store: Store) -> None:
+    first = Claims(store, RUN, lease_s=0.3).__enter__()
+    first.take("cell")
+    abandon(first)
+    with Claims(store, RUN, lease_s=0.3) as second:
+        while second.take("cell") is not None:
+            threading.Event().wait(0.05)
+        second.take("other")
+        assert second.inherited == {"cell": first.driver}
+
+
+def test_a_claim_whose_answer_was_lost_on_its_way_is_ones_own(store: Store) -> None:
+    with Claims(store, RUN) as held:
+        held.take("cell")
+        key = held.held.pop("cell")  # as if the store had written it and then not answered
+        assert held.take("cell") is None
+        assert held.held == {"cell": key}
+
+
+def test_a_holder_that_cannot_be_asked_after_keeps_its_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Claims(store, RUN) as first, Claims(store, RUN) as second:
+        first.take("cell")
+
+        def gone(key: str) -> bytes:
+            raise StoreError("the store is gone")
+
+        monkeypatch.setattr(second.store, "get", gone)
+        with pytest.raises(StoreError):
+            second.take("cell")
+        monkeypatch.undo()

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from llama_bench import external_data
-from llama_bench.errors import InputError, WorkError
+from llama_bench.errors import InputError, StoreError, WorkError
 from llama_bench.store import CleanReport, Store, clean, weight_key
 
 LARGE = np.arange(32 * 32, dtype=np.float32).reshape(32, 32)  # 4 KiB: cut out
@@ -450,7 +451,7 @@ def test_a_disk_that_fills_up_names_the_store_and_the_bytes(store: Store, tmp_pa
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, store.uri, folder], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"WorkError store {store.uri} has no room left while writing weights/")
+    assert done.stdout.startswith(f"StoreError store {store.uri} has no room left while writing weights/")
     assert "bytes needed" in done.stdout and not store.has("id")
     store.save("id", folder, {})
     np.testing.assert_array_equal(run(store.fetch("id")), run(folder))
@@ -506,3 +507,31 @@ def test_clean_stops_before_removing_anything_when_a_needed_manifest_is_torn(sto
     store.put("artifacts/drop/manifest.json", b"{", create=False)
     clean(store, set())
     assert store.keys("artifacts") == []
+
+
+def test_a_patient_store_waits_until_its_place_is_back_and_says_once_why(tmp_path: Path) -> None:
+    store, told = Store(tmp_path / "store"), list[str]()
+    assert store.root is not None
+    (store.root / "a").touch()  # no folder, so that nothing can be written into it
+    with pytest.raises(StoreError, match="writing a/b failed"):
+        store.put("a/b", b"")
+    threading.Timer(1.5, (store.root / "a").unlink).start()
+    assert store.patient(30, told.append).put("a/b", b"1")
+    assert len(told) == 1
+    assert "writing a/b failed" in told[0]
+    assert store.get("a/b") == b"1"
+
+
+def test_patience_ends_and_what_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert store.root is not None
+    (store.root / "a").touch()
+    begin = time.monotonic()
+    with pytest.raises(StoreError):
+        store.patient(1.2, lambda why: None).put("a/b", b"")
+    assert 1.2 <= time.monotonic() - begin < 10
+    begin = time.monotonic()
+    with pytest.raises(WorkError) as missing:
+        store.patient(60, lambda why: None).get("nothing")
+    assert not isinstance(missing.value, StoreError)
+    assert time.monotonic() - begin < 5
