@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llama_bench.sweep import CONTROL as CONTROL
 from llama_bench.sweep import Model, Recipe, Sweep, Target, Workload
@@ -112,7 +112,7 @@ def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
 
 def _make(planner: _Planner) -> Plan:
     sweep = planner.sweep
-    shared = [planner.measured(model, workload_name) for model in sweep.models for workload_name in sweep.workloads]
+    shared = [part for model in sweep.models for part in planner.measured(model)]
     measure = digest(sweep.measure.model_dump())
     cells = []
     for target_name, target in sweep.targets.items():
@@ -120,7 +120,7 @@ def _make(planner: _Planner) -> Plan:
         for part in shared:
             cells.append(
                 Cell(
-                    digest("cell", part.identity, target_spec, measure),
+                    _hash(_strings("cell", part.identity, target_spec, measure)),
                     part.model,
                     part.workload_name,
                     sweep.workloads[part.workload_name],
@@ -134,64 +134,107 @@ def _make(planner: _Planner) -> Plan:
     return Plan(sweep, planner.artifacts, tuple(cells))
 
 
+class _Written(NamedTuple):
+    """A part of the sweep as artifacts keep it, and the JSON of it that ids are made of.
+
+    To write JSON is most of the work of a plan, so a part is written once for all the ids that it goes into.
+    """
+
+    spec: Any
+    json: str
+
+
 class _Planner:
     """Holds the artifacts found so far and the parts' specs, each written down once for thousands of variants."""
 
     def __init__(self, sweep: Sweep, versions: Mapping[str, str]) -> None:
         self.sweep = sweep
-        self.versions = versions
+        self.versions = {stage: _json(version) for stage, version in versions.items()}
         self.artifacts: dict[str, Artifact] = {}
-        self.workloads = {name: workload.model_dump() for name, workload in sweep.workloads.items()}
-        self.recipes = {name: digest(recipe.model_dump()) for name, recipe in sweep.recipes.items()}
+        self.text = _written(sweep.measure.text and sweep.measure.text.model_dump())
+        self.workloads = {name: _written(workload.model_dump()) for name, workload in sweep.workloads.items()}
+        self.graphs = {
+            (name, cache): _graph(workload, cache)
+            for name, workload in sweep.workloads.items()
+            for cache in (False, True)
+        }
+        self.recipes = {name: _recipe(recipe) for name, recipe in sweep.recipes.items()}
         self.children: dict[tuple[str, str], str] = {}  # (parent, pass as it is written) → id
 
-    def measured(self, model: Model, workload_name: str) -> _Measured:
-        spec = model.model_dump(exclude={"name"})
-        export = self._export(model, spec, workload_name)
-        reference = self._reference(model, spec, workload_name)
-        where = f"{model.label}/{workload_name}"
-        arms = [Arm(name, recipe, self._variant(export, recipe, where)) for name, recipe in self.sweep.recipes.items()]
+    def measured(self, model: Model) -> list[_Measured]:
+        """Plan the artifacts of `model`, and what is measured with each workload."""
+        spec = _written(model.model_dump(exclude={"name"}))
+        return [self._measured(model, spec, workload_name) for workload_name in self.sweep.workloads]
+
+    def _measured(self, model: Model, spec: _Written, workload_name: str) -> _Measured:
+        label, workload = model.label, self.workloads[workload_name]
+        what, exported = self.graphs[workload_name, model.cache]
+        export = self._root("export", f"export {label} {what}", model=spec, workload=exported)
+        reference = self._root(
+            "reference", f"reference {label} {workload_name}", model=spec, workload=workload, text=self.text
+        )
+        where = f"{label}/{workload_name}"
+        arms = [
+            Arm(name, recipe, self._variant(export, self.recipes[name].steps, where))
+            for name, recipe in self.sweep.recipes.items()
+        ]
         base = next(arm for arm in arms if arm.name == self.sweep.measure.baseline)
         identity = {
-            "model": _without_places(spec),
-            "workload": {workload_name: self.workloads[workload_name]},
-            "export": export,
-            "reference": reference,
-            "arms": {arm.name: [arm.variant, self.recipes[arm.name]] for arm in arms},
+            "model": spec.json,
+            "workload": _object({workload_name: workload.json}),
+            "export": f'"{export}"',
+            "reference": f'"{reference}"',
+            "arms": _object({arm.name: _strings(arm.variant, self.recipes[arm.name].id) for arm in arms}),
         }
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
-        return _Measured(model, workload_name, reference, (*arms, control), digest(identity))
+        return _Measured(model, workload_name, reference, (*arms, control), _hash(_array(_object(identity))))
 
-    def _export(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
-        """Return the id of the graph; that of a model with a cache serves workloads of any kind and length."""
-        workload = self.sweep.workloads[workload_name]
-        if model.cache:
-            workload = Workload(kind="prefill", sequence=1, outputs=workload.outputs)
-        what = workload.outputs if model.cache else f"{workload.kind} {workload.batch}x{workload.sequence}"
-        spec = {"model": model_spec, "workload": workload.model_dump()}
-        return self._root("export", spec, f"export {model.label} {what}")
+    def _root(self, kind: Literal["export", "reference"], label: str, **parts: _Written) -> str:
+        written = _object({key: part.json for key, part in parts.items()})
+        name = _hash(_array(f'"{kind}"', written, self.versions.get(kind, '""')))
+        if name not in self.artifacts:
+            self.artifacts[name] = Artifact(name, kind, None, {key: part.spec for key, part in parts.items()}, label)
+        return name
 
-    def _reference(self, model: Model, model_spec: Mapping[str, Any], workload_name: str) -> str:
-        text = self.sweep.measure.text
-        spec = {"model": model_spec, "workload": self.workloads[workload_name], "text": text and text.model_dump()}
-        return self._root("reference", spec, f"reference {model.label} {workload_name}")
-
-    def _root(self, kind: Literal["export", "reference"], spec: Mapping[str, Any], label: str) -> str:
-        name = digest(kind, _without_places(spec), self.versions.get(kind, ""))
-        return self.artifacts.setdefault(name, Artifact(name, kind, None, spec, label)).id
-
-    def _variant(self, export: str, recipe: Recipe, where: str) -> str:
-        """Return the id of the last of `recipe`'s artifacts; those that other recipes already made are shared."""
+    def _variant(self, export: str, steps: tuple[_Step, ...], where: str) -> str:
+        """Return the id of the last of a recipe's artifacts; those that other recipes already made are shared."""
         parent = export
-        for step in recipe.passes:
+        for step in steps:
             key = (parent, step.label)
             if key not in self.children:
-                spec = step.model_dump()
-                name = digest(parent, _without_places(spec), self.versions.get(step.family, ""))
-                self.artifacts[name] = Artifact(name, "pass", parent, spec, f"{step.label} on {where}")
+                name = _hash(_array(f'"{parent}"', step.json, self.versions.get(step.family, '""')))
+                self.artifacts[name] = Artifact(name, "pass", parent, step.spec, f"{step.label} on {where}")
                 self.children[key] = name
             parent = self.children[key]
         return parent
+
+
+class _Step(NamedTuple):
+    """A pass of a recipe: how YAML has it, its family, its spec, and the JSON of that."""
+
+    label: str
+    family: str
+    spec: Mapping[str, Any]
+    json: str
+
+
+class _Recipe(NamedTuple):
+    id: str
+    steps: tuple[_Step, ...]
+
+
+def _recipe(recipe: Recipe) -> _Recipe:
+    spec = recipe.model_dump()
+    steps = zip(recipe.passes, spec["passes"], strict=True)
+    return _Recipe(digest(spec), tuple([_Step(step.label, step.family, *_written(said)) for step, said in steps]))
+
+
+def _graph(workload: Workload, cache: bool) -> tuple[str, _Written]:
+    """Return what an export for `workload` is called, and its workload; with a cache it serves any kind and length."""
+    if cache:
+        workload = Workload(kind="prefill", sequence=1, outputs=workload.outputs)
+    what = str(workload.outputs) if cache else f"{workload.kind} {workload.batch}x{workload.sequence}"
+    return what, _written(workload.model_dump())
 
 
 @contextmanager
@@ -210,17 +253,41 @@ PLACES = ("source", "file")
 """Keys of a sweep that say where something lies; beside each stands the hash of what lies there."""
 
 
-def _without_places(spec: Any) -> Any:
+def _written(spec: Any) -> _Written:
+    return _Written(spec, _json(_without_places(spec) if isinstance(spec, dict) else spec))
+
+
+def _without_places(spec: dict[str, Any]) -> dict[str, Any]:
     """Return `spec` without the keys that say where something lies."""
-    if not isinstance(spec, dict):  # what pydantic dumps; asking for any Mapping takes ten times as long
-        return spec
-    return {key: _without_places(value) for key, value in spec.items() if key not in PLACES}
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in spec.items()
+        if key not in PLACES
+    }
 
 
 def digest(*parts: Any) -> str:
     """Return 16 hexadecimal digits that identify `parts` (what JSON can write, keys in any order; else TypeError)."""
-    text = _ENCODER.encode(parts)
+    return _hash(_json(parts))
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+"""What digests are made of. Below are its arrays and objects from members that are already written."""
+
+
+def _array(*items: str) -> str:
+    return f"[{','.join(items)}]"
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """Return an object; nothing in its keys needs escaping."""
+    return "{" + ",".join([f'"{key}":{members[key]}' for key in sorted(members)]) + "}"
+
+
+def _strings(*items: str) -> str:
+    """Return an array of strings; nothing in them needs escaping."""
+    return '["' + '","'.join(items) + '"]'

@@ -210,6 +210,37 @@ def test_a_digest_does_not_depend_on_the_order_of_keys_and_refuses_what_is_not_j
         plan.digest({1, 2})
 
 
+def test_an_id_is_the_digest_of_what_shapes_it() -> None:
+    recipes = {"original": recipe(), "ab": recipe("a", "b")}
+    text = Text(file="there/é.txt", file_sha256="cd")
+    made = make(recipes=recipes, measure=Measure(text=text))
+    [cell] = made.cells
+    spec, workload = cell.model.model_dump(exclude={"name"}), cell.workload.model_dump()
+    read = {key: value for key, value in text.model_dump().items() if key != "file"}
+    export = plan.digest("export", {"model": without_source(spec), "workload": workload}, VERSIONS["export"])
+    a = plan.digest(export, Pass(family="onnxoptimizer", name="a").model_dump(), VERSIONS["onnxoptimizer"])
+    ab = plan.digest(a, Pass(family="onnxoptimizer", name="b").model_dump(), VERSIONS["onnxoptimizer"])
+    reference = plan.digest("reference", {"model": without_source(spec), "workload": workload, "text": read}, "")
+    assert set(made.artifacts) == {export, reference, a, ab}
+    identity = {
+        "model": without_source(spec),
+        "workload": {"prefill": workload},
+        "export": export,
+        "reference": reference,
+        "arms": {
+            name: [variant, plan.digest(recipes[name].model_dump())]
+            for name, variant in (("original", export), ("ab", ab))
+        },
+    }
+    target = plan.digest({"cpu": cell.target.model_dump()})
+    measured = plan.digest(made.sweep.measure.model_dump())
+    assert cell.id == plan.digest("cell", plan.digest(identity), target, measured)
+
+
+def without_source(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != "source"}
+
+
 def test_ten_thousand_variants_are_planned_in_under_a_second() -> None:
     recipes = {"original": recipe()} | {f"r{i}": recipe(f"x{i}", f"y{i}", f"z{i}") for i in range(1, 100)}
     big = sweep(models=tuple(model(hidden_size=16 * (i + 1)) for i in range(100)), recipes=recipes)
