@@ -53,6 +53,7 @@ class Claims:
 
     def __init__(self, store: Store, run: str, lease_s: float = LEASE_S) -> None:
         self.store, self.run, self.lease_s = store, run, lease_s
+        self._heart = store
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.driver = Driver(secrets.token_hex(8), socket.gethostname(), os.getpid(), now)
         self.held: dict[str, str] = {}  # piece → key of our claim
@@ -73,6 +74,10 @@ class Claims:
             self.store.delete([self._heartbeat_key(self.driver.id)])
         except WorkError:  # a store that is gone says so where work is lost; what stays here expires
             return
+
+    def wait_with(self, store: Store) -> None:
+        """Use `store`, the same place with patience, for all but the heartbeat, which comes again by itself."""
+        self.store = store
 
     def take(self, piece: str) -> Driver | None:
         """Take `piece` for this driver; return None, or the living driver that has it.
@@ -100,6 +105,11 @@ class Claims:
             key = self.held.pop(piece, None)
             if key is not None:
                 self.store.delete([key])
+
+    def left_behind(self) -> set[str]:
+        """Return the pieces that somebody has a claim on, dead or alive: what a killed driver had is among them."""
+        found = (_CLAIM.fullmatch(key.rpartition("/")[2]) for key in self.store.keys(f"{self.run}/claims"))
+        return {match["piece"] for match in found if match is not None}
 
     def others(self) -> list[Driver]:
         """Return the other drivers that work on this run now."""
@@ -137,7 +147,7 @@ class Claims:
 
     def _write_heartbeat(self) -> None:
         said: dict[str, Any] = asdict(self.driver)
-        self.store.put(self._heartbeat_key(self.driver.id), json.dumps(said).encode(), create=False)
+        self._heart.put(self._heartbeat_key(self.driver.id), json.dumps(said).encode(), create=False)
 
     def _heartbeat_key(self, driver: str) -> str:
         return f"{self.run}/drivers/{driver}.json"

@@ -70,7 +70,8 @@ def _cell(planned: Plan, model: str | None, workload: str | None) -> Cell:
 
 
 def _build(planned: Plan, variant: str, store: Store) -> None:
-    from llama_bench.cluster.build import build, closure
+    from llama_bench.cluster.build import build
+    from llama_bench.cluster.building import closure
 
     for artifact in closure(planned, [variant]).values():
         if not store.has(artifact.id):

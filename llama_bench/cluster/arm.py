@@ -38,7 +38,10 @@ class Arm:
         return {"pid": os.getpid(), "process_started_at": started_at, "niceness": os.nice(0), "visible_gpus": gpus}
 
     def load(self, folder: Path, settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
-        """Load the variant in `folder`; return what the session says of itself. Raises WorkError."""
+        """Load the variant in `folder`; return what the session says of itself. Raises WorkError.
+
+        Beside what shapes execution `settings` name the arm, for an engine that tells of itself.
+        """
         from llama_bench.engines import open_session
 
         self._session = open_session(folder, settings, task)
@@ -47,7 +50,7 @@ class Arm:
 
     def warm_up(self) -> dict[str, Any]:
         """Warm the session up; return runs, seconds and whether it became steady."""
-        warmed = slot.warm_up(self.session.run)
+        warmed = slot.warm_up(self.session.run, self.session.clock)
         self._median_s = warmed.median_s
         return asdict(warmed)
 
@@ -61,7 +64,8 @@ class Arm:
 
     def slot(self, runs: int) -> dict[str, Any]:
         """Time one slot; return washout runs and seconds, the seconds of each timed run and of its busy loop."""
-        timed = slot.time_slot(self.session.run, runs, self._slowdown * self._median_s, tokens=self._tokens)
+        busy_s = self._slowdown * self._median_s
+        timed = slot.time_slot(self.session.run, runs, busy_s, self.session.clock, tokens=self._tokens)
         # a median of runs like the timed ones: those of the warm-up are few, and the machine has moved on since
         self._median_s = median(total - busy for total, busy in zip(timed.seconds, timed.busy_s, strict=True))
         return asdict(timed)

@@ -24,7 +24,10 @@ class Stages:
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - begin
+        self.add(stage, time.perf_counter() - begin)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.spent[stage] = self.spent.get(stage, 0.0) + seconds
 
 
 def measuring(store: Store, run: str, began: datetime, wall_s: float) -> dict[str, float]:

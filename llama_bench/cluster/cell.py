@@ -21,10 +21,11 @@ from llama_bench.cluster.examine import examine
 from llama_bench.cluster.job import SKIPPED, Event, Job, Prepared, event, failure
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
-from llama_bench.cluster.rows import kind_of
+from llama_bench.cluster.rows import Rows, kind_of
 from llama_bench.cluster.texts import texts
 from llama_bench.engines import Task
 from llama_bench.engines.executed import Executed
+from llama_bench.errors import WorkError
 from llama_bench.estimate import arm_bytes
 from llama_bench.plan import Arm
 from llama_bench.plan import Cell as PlannedCell
@@ -39,7 +40,7 @@ DEFAULT_ENGINE = "onnxruntime"
 INPUTS = "inputs.safetensors"
 """What a run is given, in the folder of a reference."""
 
-ARM_TRIES = 2  # restarts in which an arm's process may be lost before the arm is given up
+ARM_TRIES = 2  # restarts in a row in which an arm's process may be lost before the arm is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +165,41 @@ def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
     job, store, done = cell.job, cell.store, cell.done
     done.next_restart += 1
     outcome = yield from restart_once(job, cell.launcher, turn, cell.given)
+    if not isinstance(outcome, Lost) and not _write(job, store, turn.restart, outcome):
+        outcome = Lost(None, "write", "taken", f"restart {turn.restart} was written by somebody else", False)
     if isinstance(outcome, Lost):
-        cell.deaths[outcome.arm] += 1
-        lost = replace(outcome, final=outcome.final or cell.deaths[outcome.arm] >= ARM_TRIES)
-        yield from failure(job, store, done, lost, turn.restart, turn.group)
+        yield from _lost(cell, turn, outcome)
         return
-    for dataset, rows in outcome.items():
-        results.write_part(store, job.run, dataset, f"{job.cell.id}-r{turn.restart:04d}", rows)
+    for name in (None, *turn.names):
+        cell.deaths[name] = 0
     [piece] = outcome["pieces"]
     done.add(pl.from_dicts(outcome["blocks"], schema=progress.BLOCKS), [(turn.group, turn.phase, piece["wall_s"])])
     done.judge(pl.from_dicts(outcome["accuracy"], schema=progress.ACCURACY))
     dropped = f"disturbed blocks timed again: {piece['dropped']}" if piece["dropped"] else ""
     yield event("restart", job, "finished", count, total, piece["wall_s"], dropped)
+
+
+def _write(job: Job, store: Store, restart: int, rows: Rows) -> bool:
+    """Write a restart's parts, `pieces` last; False, and nothing more, when its number is taken.
+
+    The first part that is written claims the number: so no two coordinators mix theirs, however a network delays one.
+    """
+    stem = f"{job.cell.id}-r{restart:04d}"
+    return all(results.write_part(store, job.run, dataset, stem, part) for dataset, part in rows.items())
+
+
+def _lost(cell: Cell, turn: Turn, lost: Lost) -> Iterator[Event]:
+    """Write that a restart was lost; an arm that is lost again and again is given up, here or on every node.
+
+    Raises WorkError when it is to be tried on another node first.
+    """
+    job, store, done = cell.job, cell.store, cell.done
+    cell.deaths[lost.arm] += 1
+    too_often = cell.deaths[lost.arm] >= ARM_TRIES
+    if too_often and not lost.final and job.elsewhere:
+        yield from failure(job, store, done, lost, turn.restart, turn.group)
+        raise WorkError(f"{lost.arm or 'a restart'} was lost {ARM_TRIES} times in a row on this node: {lost.message}")
+    yield from failure(job, store, done, replace(lost, final=lost.final or too_often), turn.restart, turn.group)
 
 
 def _totals(job: Job, done: Progress, names: Sequence[str], group: int, budget_s: float) -> dict[str, int]:

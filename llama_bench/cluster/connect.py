@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -33,11 +33,12 @@ SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One living node of the cluster and what it offers (resources in Ray's units, memory in bytes)."""
+    """One living node of the cluster and what it offers (resources in Ray's units, memory in bytes), and its labels."""
 
     id: str
     address: str
     resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, target: Target) -> bool:
         """Whether the node carries the target's tag, and a GPU where the target needs one."""
@@ -115,7 +116,10 @@ def nodes() -> list[Node]:
     """Return the living nodes in the order of their ids."""
     listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node for node in listed if node["Alive"]]
-    found = [Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"])) for node in alive]
+    found = [
+        Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"]), dict(node["Labels"]))
+        for node in alive
+    ]
     return sorted(found, key=lambda node: node.id)
 
 
@@ -133,13 +137,6 @@ def unserved(targets: Mapping[str, Target], offered: Iterable[Node]) -> dict[str
     }
 
 
-def probe(chosen: Iterable[Node]) -> dict[str, dict[str, Any]]:
-    """Ask each node what machine it is: node id → :func:`llama_bench.bench.machine.facts`."""
-    ask = ray.remote(num_cpus=SHARE, max_retries=1)(machine.facts)
-    asked = {node.id: ask.options(scheduling_strategy=on(node)).remote() for node in chosen}
-    return {node_id: ray.get(reference) for node_id, reference in asked.items()}
-
-
-def on(node: Node) -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that runs a task on `node` and nowhere else."""
-    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+def on(node: Node, *, soft: bool = False) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that runs a task on `node` and, unless `soft` and the node is gone, nowhere else."""
+    return NodeAffinitySchedulingStrategy(node.id, soft=soft)

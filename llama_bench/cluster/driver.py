@@ -1,34 +1,44 @@
-"""The driver of a run: build what is missing, then measure cell by cell, and tell the watcher what happens."""
+"""The driver of a run: build what is missing, measure each cell as soon as it can be, and tell what happens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from pathlib import Path
 
 import ray
 
 from llama_bench import plan as planning
 from llama_bench import results, versions
-from llama_bench.bench import machine
 from llama_bench.claims import Claims, Driver
-from llama_bench.cluster import connect, reach
+from llama_bench.cluster import alone, connect
+from llama_bench.cluster.autoscaler import node_types
 from llama_bench.cluster.breakdown import Stages, measuring
-from llama_bench.cluster.build import Built, build_all, closure
-from llama_bench.cluster.connect import Node
+from llama_bench.cluster.building import Building, Built, Tell
 from llama_bench.cluster.events import Event, OnEvent, RunResult
+from llama_bench.cluster.failures import Failures
+from llama_bench.cluster.fleet import LOOK_S, Fleet
 from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
 from llama_bench.cluster.metrics import Metrics, counted
-from llama_bench.cluster.rows import where
 from llama_bench.errors import WorkError
 from llama_bench.estimate import reference_bytes
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import Artifact, Cell, Plan
+from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Sweep, Workload
 from llama_bench.sweep_file import select
+
+STORE_S = 300.0
+"""How long the driver waits for a store that does not answer or has no room; what was measured by then is on disk."""
+
+HOLDING_S = 0.02
+"""How soon it is looked again whether a node is free that is about to be."""
 
 
 def run(
@@ -39,59 +49,50 @@ def run(
     retry_failed: bool = False,
     on_event: OnEvent = lambda event: None,
     trim: Callable[[Cell], Cell] = lambda cell: cell,
+    autoscaler: Path | None = None,
 ) -> RunResult:
     """Build and measure `sweep` into `store`, going on where an earlier call with the same fingerprint stopped.
 
     `only` limits what is built and measured now (see :func:`llama_bench.sweep_file.select`); `trim` may take arms from
-    a planned cell. Raises InputError for a
-    wrong `only`, WorkError when Ray cannot be reached or the store cannot take the results.
+    a planned cell; `autoscaler` is the file that says what nodes can be brought, unless the head has it (see
+    :func:`llama_bench.cluster.autoscaler.node_types`). Raises InputError for a wrong `only`, WorkError when Ray cannot
+    be reached or the store cannot take the results.
     """
     seconds, began = Stages(), datetime.now(UTC)
     chosen = select(sweep, only) if only else sweep
     whole = sweep.model_copy(update={"recipes": chosen.recipes})
+    types = node_types(autoscaler)
     with seconds("plan"):
         plan = planning.make(whole, versions.stages())
         plan = replace(plan, cells=tuple(map(trim, plan.cells)))
         cells = [cell for cell in plan.cells if _is_chosen(cell, chosen)]
     with seconds("connect"):
         started_here = connect.connect()
-        nodes = connect.nodes()
-        working = [node for node in nodes if node.builds or any(map(node.serves, whole.targets.values()))]
-        lame = {} if started_here else reach.unreachable(store, working)
-        nodes = reach.without(nodes, lame)
-        unserved = connect.unserved(whole.targets, nodes)
-        serving = [node for node in nodes if any(node.serves(target) for target in whole.targets.values())]
-        facts = connect.probe(serving)
+        fleet = Fleet(store, whole.targets, types, on_event)
+        fleet.look(wait=True)
     identity = Identity(
         sweep=whole.model_dump(mode="json"),
         code=versions.measuring(),
         versions=versions.libraries(),
-        hardware=sorted(machine.fingerprint(fact) for fact in facts.values()),
+        hardware=fleet.machines(),
     )
-    found = find_or_start(store, plan, identity, unserved, facts)
+    unserved = fleet.unserved()
+    found = find_or_start(store, plan, identity, unserved, fleet.facts)
     served = [cell for cell in cells if cell.target_name not in unserved]
     on_event = counted(Metrics(found.run, len(served)), on_event)
     on_event(Event("note", "run", detail=f"{store.url(found.run)} ({found.why})"))
     outcome = RunResult(found.run, unserved={name: why for name, why in unserved.items() if name in chosen.targets})
-    for node in working:
-        if node.id in lame:
-            on_event(Event("doubt", node.address, detail=f"left out, it does not reach the store: {lame[node.id]}"))
     for name, why in outcome.unserved.items():
         on_event(Event("unserved", name, detail=why))
-    for node in serving:
-        for doubt in machine.doubts(facts[node.id]):
-            on_event(Event("doubt", node.address, detail=doubt))
     try:
-        with Claims(store, found.run) as claims:
-            driver = _Driver(store, plan, outcome, claims, retry_failed, on_event)
-            with seconds("build"):
-                broken = driver.build(served, nodes)
-            with seconds("measure"):
-                driver.measure(served, broken, serving, facts)
+        with alone.on_this_machine(started_here, on_event), Claims(store, found.run) as claims:
+            driver = _Driver(store, plan, outcome, claims, fleet, retry_failed=retry_failed, on_event=on_event)
+            driver.work(served, seconds)
     finally:
+        fleet.close()
         if started_here:
             ray.shutdown()
-    wall_s = seconds.spent.pop("measure")
+    wall_s = seconds.spent.pop("measure", 0.0)
     outcome.breakdown = {**seconds.spent, **measuring(store, outcome.run, began, wall_s)}
     return outcome
 
@@ -105,35 +106,82 @@ def _is_chosen(cell: Cell, chosen: Sweep) -> bool:
 
 
 class _Driver:
-    """The two halves of a run, and what they share: building, then measuring."""
+    """One loop that builds and measures side by side: a cell is measured when all that it needs is built.
+
+    A node that also builds measures nothing before all is built.
+    """
 
     def __init__(
-        self, store: Store, plan: Plan, outcome: RunResult, claims: Claims, retry_failed: bool, on_event: OnEvent
+        self,
+        store: Store,
+        plan: Plan,
+        outcome: RunResult,
+        claims: Claims,
+        fleet: Fleet,
+        *,
+        retry_failed: bool,
+        on_event: OnEvent,
     ) -> None:
-        self.store, self.plan, self.outcome, self.claims = store, plan, outcome, claims
+        self.plan, self.outcome, self.claims, self.fleet = plan, outcome, claims, fleet
         self.retry_failed, self.on_event = retry_failed, on_event
+        self._waits: list[str] = []
+        self.store = store.patient(STORE_S, self._store_waits)
+        claims.wait_with(self.store)
+        self.failures = Failures(self.store, outcome.run, claims)
+        self.broken: dict[str, str] = {}  # artifact id → why it is missing
 
-    # ── build ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def work(self, cells: Iterable[Cell], seconds: Stages) -> None:
+        """Build and measure `cells` to their end; `seconds` takes the time until the first is measured as building."""
+        todo = [cell for cell in cells if not self._reused(cell)]
+        building = self._building(todo)
+        measuring = Measuring(
+            self.store,
+            self.plan.sweep.measure,
+            self.outcome,
+            self.claims,
+            self.fleet,
+            self.failures,
+            retry_failed=self.retry_failed,
+            on_event=self.on_event,
+        )
+        missing = _Missing(todo)
+        count = itertools.count(1)
+        try:
+            while building.left or measuring.left:
+                began, stage = time.perf_counter(), "measure" if measuring.references else "build"
+                self.fleet.look()
+                ends = [*building.start(), *self._heard(building, measuring)]
+                for end in ends:
+                    self._built(end, next(count), len(building.needed), todo)
+                    for cell in missing.arrived(end.id):
+                        self._complete(cell, measuring)
+                measuring.fill(building=building.left)
+                seconds.add(stage, time.perf_counter() - began)
+                self._tell_waits()
+        finally:
+            building.close()
+            measuring.close()
 
-    def build(self, cells: Iterable[Cell], nodes: Iterable[Node]) -> dict[str, str]:
-        """Build all that `cells` need; return artifact id → why it is missing."""
-        todo = [cell for cell in cells if not self._finished(cell)]
-        wanted = dict.fromkeys(name for cell in todo for name in (cell.reference, *(arm.variant for arm in cell.arms)))
-        needed = closure(self.plan, wanted)
-        total = len(needed)
-        self._check_room(artifact for artifact in needed.values() if not self.store.has(artifact.id))
-        self.on_event(Event("builds", "artifacts", total=total))
-        broken: dict[str, str] = {}
-        known, told = self._failed_before(), (self._started, self._built_elsewhere)
-        ends = build_all(self.plan, wanted, self.store, self.outcome.run, nodes, known, self.claims, *told)
-        for done, end in enumerate(ends, 1):
-            label = self.plan.artifacts[end.id].label
-            detail = end.error or ""
-            self.on_event(Event("build", label, end.state, done, total, end.seconds, detail))
-            if end.error is not None:
-                broken[end.id] = end.error
-                self._record(end, todo)
-        return broken
+    def _heard(self, building: Building, measuring: Measuring) -> Iterable[Built]:
+        """Wait a moment for what builds and coordinators tell; pass it on, and return the builds that ended."""
+        builds, cells = building.references, measuring.references
+        if not builds and not cells:
+            time.sleep(HOLDING_S if building.left or measuring.left else 0.0)
+            return []
+        ready, _ = ray.wait([*builds, *cells], num_returns=1, timeout=HOLDING_S if measuring.holds else LOOK_S)
+        for stream in (stream for stream in ready if stream in cells):
+            measuring.take(stream)
+        ends = [building.take(stream) for stream in ready if stream in builds]
+        return [end for end in ends if end is not None]
+
+    def _building(self, todo: Iterable[Cell]) -> Building:
+        wanted = dict.fromkeys(name for cell in todo for name in _needs(cell))
+        tell = Tell(self._started, self._built_elsewhere, self._build_lost)
+        known = self._failed_before()
+        building = Building(self.plan, wanted, self.store, self.outcome.run, known, self.claims, self.fleet, tell)
+        self._check_room(artifact for artifact in building.needed.values() if not self.store.has(artifact.id))
+        self.on_event(Event("builds", "artifacts", total=len(building.needed)))
+        return building
 
     def _check_room(self, missing: Iterable[Artifact]) -> None:
         """Raise WorkError when the store has too little room for the weights and references of `missing`."""
@@ -152,76 +200,94 @@ class _Driver:
                 "free some (`python -m llama_bench clean`) or name another with --store"
             )
 
+    def _failed_before(self) -> dict[str, str]:
+        """Artifact id → message of the builds that failed in this run and are not to be tried again."""
+        if self.retry_failed:
+            return {}
+        rows = results.scan(self.store.url(self.outcome.run))["failures"].collect().to_dicts()
+        return {
+            row["artifact"]: row["message"] for row in rows if row["stage"] == "build" and row["kind"] != ONE_RESTART
+        }
+
+    # ── what happened ────────────────────────────────────────────────────────────────────────────────────────────────
+
     def _started(self, label: str) -> None:
         self.on_event(Event("build", label, "started"))
 
     def _built_elsewhere(self, label: str, holder: Driver) -> None:
         self.on_event(Event("note", label, detail=f"being built by another driver ({holder}): waiting for it"))
 
-    def _failed_before(self) -> dict[str, str]:
-        """Artifact id → message of the builds that failed in this run and are not to be tried again."""
-        if self.retry_failed:
-            return {}
-        rows = results.scan(self.store.url(self.outcome.run))["failures"].collect().to_dicts()
-        return {row["artifact"]: row["message"] for row in rows if row["stage"] == "build"}
+    def _build_lost(self, artifact: Artifact, node: str | None, message: str) -> None:
+        self.failures.build_lost(artifact, node, message)
+        self.on_event(Event("note", artifact.label, detail=f"its build was lost, trying again: {message}"))
 
-    def _record(self, end: Built, cells: Iterable[Cell]) -> None:
-        """Write one row of `failures` for each arm that cannot be built for want of this artifact."""
+    def _store_waits(self, why: str) -> None:
+        self._waits.append(why)
+        self.on_event(Event("note", "store", detail=f"waiting up to {STORE_S / 60:.0f} min for it: {why}"))
+
+    def _tell_waits(self) -> None:
+        """Write a row for each time that the store was waited for; it is there again."""
+        while self._waits:
+            self.failures.store_waited(self._waits.pop())
+
+    def _built(self, end: Built, done: int, total: int, cells: Iterable[Cell]) -> None:
+        """Tell the end of a build; of one that failed, write a row for each arm that cannot be timed for want of it."""
+        artifact = self.plan.artifacts[end.id]
+        self.on_event(Event("build", artifact.label, end.state, done, total, end.seconds, end.error or ""))
+        if end.error is None:
+            return
+        self.broken[end.id] = end.error
         if end.state == "known":
             self.outcome.failures.append(f"{end.error} (failed before; --retry-failed tries again)")
             return
         if end.state == "failed":
-            self.outcome.failures.append(str(end.error))
-        rows = [
-            {**where(cell), "recipe": arm.name, "stage": "build", "artifact": end.id, "kind": end.state,
-             "message": end.error, "at": datetime.now(UTC)}
-            for cell in cells
-            for arm in cell.arms
-            if end.id in (arm.variant, cell.reference)
-        ]  # fmt: skip
-        attempt = len(results.finished(self.store, self.outcome.run)["failures"])
-        rows = rows or [
-            {"stage": "build", "artifact": end.id, "kind": end.state, "message": end.error, "at": datetime.now(UTC)}
-        ]
-        results.write_part(self.store, self.outcome.run, "failures", f"build-{end.id}-{attempt}", rows)
+            self.outcome.failures.append(end.error)
+        self.failures.build_ended(artifact, end.state, end.error, cells)
 
-    # ── measure ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _complete(self, cell: Cell, measuring: Measuring) -> None:
+        """Let a cell be measured of which all is built that can be; without its baseline nothing is."""
+        whole = replace(cell, arms=tuple(arm for arm in cell.arms if arm.variant not in self.broken))
+        if cell.reference in self.broken or cell.baseline not in {arm.name for arm in whole.arms}:
+            self.on_event(Event("cell", cell.label, "failed", detail="its baseline could not be built"))
+        else:
+            measuring.add(whole)
 
-    def measure(
-        self,
-        cells: Iterable[Cell],
-        broken: Mapping[str, str],
-        nodes: Iterable[Node],
-        facts: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        """Measure every cell that is not finished: one at a time on a node, nodes side by side."""
-        waiting = []
-        for cell in cells:
-            whole = replace(cell, arms=tuple(arm for arm in cell.arms if arm.variant not in broken))
-            if self._finished(cell):
-                self.outcome.reused += 1
-                self.on_event(Event("cell", cell.label, "reused"))
-            elif cell.reference in broken or cell.baseline not in {arm.name for arm in whole.arms}:
-                self.on_event(Event("cell", cell.label, "failed", detail="its baseline could not be built"))
-            else:
-                waiting.append(whole)
-        measure, outcome = self.plan.sweep.measure, self.outcome
-        measuring = Measuring(self.store, measure, outcome, self.claims, self.retry_failed, self.on_event)
-        measuring.run(waiting, nodes, facts)
-
-    def _finished(self, cell: Cell) -> bool:
+    def _reused(self, cell: Cell) -> bool:
         """Whether the cell's parts are folded, which is done last (and nothing of it is to be tried again)."""
-        if cell.id not in self._pieces:
+        if cell.id not in self._pieces or (self.retry_failed and cell.id in self._cells_with_failures):
             return False
-        return not (self.retry_failed and cell.id in self._cells_with_failures)
+        self.outcome.reused += 1
+        self.on_event(Event("cell", cell.label, "reused"))
+        return True
 
-    @property
+    @cached_property
     def _pieces(self) -> set[str]:
-        if not hasattr(self, "_pieces_once"):
-            self._pieces_once = results.finished(self.store, self.outcome.run)["pieces"]
-        return self._pieces_once
+        return results.finished(self.store, self.outcome.run)["pieces"]
 
-    @property
+    @cached_property
     def _cells_with_failures(self) -> set[str]:
         rows = results.scan(self.store.url(self.outcome.run))["failures"].select("cell").collect()
         return set(rows["cell"].to_list())
+
+
+class _Missing:
+    """What each cell still waits for."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self._needs = {cell.id: set(_needs(cell)) for cell in cells}
+        self._of: dict[str, list[Cell]] = {}
+        for cell in cells:
+            for name in self._needs[cell.id]:
+                self._of.setdefault(name, []).append(cell)
+
+    def arrived(self, artifact: str) -> Iterable[Cell]:
+        """Take in that an artifact was built, or never will be; yield the cells that wait for nothing any more."""
+        for cell in self._of.pop(artifact, ()):
+            self._needs[cell.id].discard(artifact)
+            if not self._needs[cell.id]:
+                yield cell
+
+
+def _needs(cell: Cell) -> list[str]:
+    """Return the ids of the artifacts that a cell is measured with."""
+    return list(dict.fromkeys((cell.reference, *(arm.variant for arm in cell.arms))))

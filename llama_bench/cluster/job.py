@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODE_MEMORY_SHARE = 0.8
 """Share of a node's memory for the arms of a cell: the coordinator and Ray need the rest."""
 
+SLOT_S = 0.5
+"""Between two slots that are told to who watches."""
+
 SKIPPED = "skipped"
 """Kind of a failure that is none: an engine that this machine does not have."""
 
@@ -34,7 +38,10 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a coordinator is told: the cell with its buildable arms, how to measure, where to write, and the node."""
+    """What a coordinator is told: the cell with its buildable arms, how to measure, where to write, and the node.
+
+    `elsewhere` says that another node could go on with the cell.
+    """
 
     cell: Cell
     measure: Measure
@@ -45,6 +52,7 @@ class Job:
     memory_bytes: int
     retry_failed: bool = False
     ceilings: bool = True
+    elsewhere: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,6 +86,17 @@ def failure(
     is_failure = lost.final and lost.kind != SKIPPED
     stage = SKIPPED if lost.kind == SKIPPED else lost.stage
     yield {"kind": "failure" if is_failure else "note", "label": what, "detail": f"{stage}: {lost.message}"}
+
+
+def spared(events: Iterator[Event]) -> Iterator[Event]:
+    """Yield `events` without most of the slots: who watches needs one now and then, and each costs its driver time."""
+    last = float("-inf")
+    for one in events:
+        if one["kind"] == "slot":
+            if time.monotonic() - last < SLOT_S:
+                continue
+            last = time.monotonic()
+        yield one
 
 
 def event(

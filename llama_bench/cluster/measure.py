@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -14,88 +14,215 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llama_bench import results
-from llama_bench.bench import machine
 from llama_bench.claims import Claims
-from llama_bench.cluster import connect
 from llama_bench.cluster.actors import SHARE, Actors
-from llama_bench.cluster.assign import Family, family, order
+from llama_bench.cluster.assign import ELSEWHERE, HOME, HOMELESS, Family, family, order
+from llama_bench.cluster.autoscaler import Asked, Need, need
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
-from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job
-from llama_bench.cluster.rows import where
+from llama_bench.cluster.failures import Failures
+from llama_bench.cluster.fleet import LOOK_S, Fleet
+from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job, spared
 from llama_bench.errors import WorkError
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
-from llama_bench.sweep import Measure
+from llama_bench.sweep import Measure, Target
 
-CELL_TRIES = 3  # a coordinator that was killed (out of memory, a lost node) goes on from its parts so often
-LOOK_S = 2.0  # how often it is looked whether a node that is waited for still lives
-HOLD_S = 120.0  # a node that somebody else holds for longer is a failure, not an endless wait
+CELL_TRIES = 3
+"""A coordinator that is lost so often without a finished restart between gives its cell up."""
+
+HOLD_S = 120.0
+"""A node that somebody else holds for longer is a failure, not an endless wait."""
+
+BRING_S = 1800.0
+"""A node that an autoscaler was asked for and that has not come in so long will not come."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A node that is held for one cell after the other: what holds it, and the cell that runs or is to run."""
+
+    node: Node
+    target: Target
+    group: PlacementGroup
+    since: float
+    cell: Cell
+    stream: Any = None
 
 
 class Measuring:
-    """Measures cells until none is left; `outcome` collects what came of them."""
+    """Measures the cells that are added: one at a time on a node, nodes side by side.
+
+    Call `fill`, wait for one of `references`, give it to `take`, until `left` is False; `outcome` collects what came
+    of the cells. Cells that another driver measures are left to it, and named in the outcome.
+    """
 
     def __init__(
-        self, store: Store, measure: Measure, outcome: RunResult, claims: Claims, retry_failed: bool, on_event: OnEvent
+        self,
+        store: Store,
+        measure: Measure,
+        outcome: RunResult,
+        claims: Claims,
+        fleet: Fleet,
+        failures: Failures,
+        *,
+        retry_failed: bool,
+        on_event: OnEvent,
     ) -> None:
         self.store, self.measure, self.outcome, self.claims = store, measure, outcome, claims
+        self.fleet, self.failures = fleet, failures
         self.retry_failed, self.on_event = retry_failed, on_event
-        self.waiting: list[Cell] = []
-        self.homes: dict[Family, str] = {}
-        self.begun: dict[str, str] = {}
-        self.nodes: list[Node] = []
-        self.hardware: dict[str, str] = {}
-        self.tries: Counter[str] = Counter()
+        self._waiting: list[Cell] = []
+        self._places: dict[str, _Place] = {}  # node id → where it is held for a cell
+        self._asked = Asked(fleet.types)
+        self._asked_since: dict[Need, float] = {}
+        self._homes: dict[Family, str] = {}
+        self._begun: dict[str, str] = {}  # cell → hardware that its restarts are of
+        self._looked_up = False
+        self._tries: Counter[str] = Counter()
+        self._avoided: dict[str, set[str]] = defaultdict(set)
+        self._stale, self._filled_at = True, 0.0
 
-    def run(self, cells: Iterable[Cell], nodes: Iterable[Node], facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Measure `cells`, each on a node that serves its target: one at a time on a node, nodes side by side.
+    def add(self, cell: Cell) -> None:
+        """Take in a cell of which all that it needs is built."""
+        self._waiting.append(cell)
+        self._stale = True
 
-        Cells that another driver measures are left to it, and named in the outcome.
+    @property
+    def left(self) -> bool:
+        """Whether any cell is being measured or waits for it."""
+        return bool(self._waiting or self._places)
+
+    @property
+    def references(self) -> list[Any]:
+        """What Ray is to be asked about: the streams of the coordinators."""
+        return [place.stream for place in self._places.values() if place.stream is not None]
+
+    @property
+    def holds(self) -> bool:
+        """Whether a node is asked for that is not free yet."""
+        return any(place.stream is None for place in self._places.values())
+
+    def fill(self, *, building: bool) -> None:
+        """Give idle nodes their next cell; while `building`, those that build stay free for it.
+
+        Nodes that are missing are asked for where an autoscaler can bring them.
         """
-        self.waiting.extend(cells)
-        self.nodes = list(nodes)
-        idle = [*self.nodes]
-        self.hardware = {node.id: machine.fingerprint(dict(facts[node.id])) for node in idle}
-        self.begun = self._begun()
-        running: dict[Any, tuple[Cell, Node, PlacementGroup]] = {}
+        for place in [place for place in self._places.values() if place.stream is None]:
+            self._try_hold(place)
+        if not self._stale and time.monotonic() - self._filled_at < LOOK_S:
+            return
+        self._stale, self._filled_at = False, time.monotonic()
+        families = Counter(self._homes.values())
+        for strangest in (HOME, HOMELESS, ELSEWHERE):  # a node that is at home goes before one that would only help
+            for node in sorted(self.fleet.nodes, key=lambda node: families[node.id]):
+                if node.id not in self._places and not (building and node.builds):
+                    self._occupy(node, strangest)
+        self._drop_unserved()
+        self._ask()
+
+    def take(self, reference: Any) -> None:
+        """Pass on what a coordinator tells; when it has ended, its node takes the next cell."""
+        place = next(place for place in self._places.values() if place.stream is reference)
+        cell = place.cell
         try:
-            while True:
-                for node in list(idle):
-                    while node in idle and (fitting := self._take_for(node)) is not None:
-                        group = self._hold(node, fitting)
-                        if group is not None:
-                            idle.remove(node)
-                            running[self._start(fitting, node, group, facts[node.id])] = (fitting, node, group)
-                            break
-                        self.claims.release([fitting.id])
-                        if node not in self.nodes:
-                            idle.remove(node)
-                if not running:
-                    return
-                cell, node, group = self._watch(running)
-                remove_placement_group(group)
-                self.claims.release([cell.id])
-                idle += [node] if self._lives(node) else []
-        finally:
-            for generator, (_, _, group) in running.items():
-                ray.cancel(generator, force=True)
-                remove_placement_group(group)
+            event = Event(**ray.get(next(reference)))
+        except StopIteration:
+            self.outcome.measured += 1
+            self._go_on(place)
+            self.on_event(Event("cell", cell.label, "finished"))
+        except RayError as error:
+            self._let_go(place)
+            self._lost(cell, place.node, error)
+        else:
+            if event.kind == "restart":
+                self._tries[cell.id] = 0
+            if event.kind == "failure":
+                self.outcome.failures.append(f"{event.label}: {event.detail}")
+            self.on_event(event)
 
-    def _watch(self, running: dict[Any, tuple[Cell, Node, PlacementGroup]]) -> tuple[Cell, Node, PlacementGroup]:
-        """Pass on what the coordinators tell until one of them has ended; take it out and return it."""
-        while True:
-            [ready], _ = ray.wait(list(running), num_returns=1)
-            if not self._next_event(ready, running[ready][0]):
-                return running.pop(ready)
+    def close(self) -> None:
+        """Stop what is under way, and hold and ask for nothing any more."""
+        self._asked.close()
+        for place in self._places.values():
+            if place.stream is not None:
+                ray.cancel(place.stream, force=True)
+            remove_placement_group(place.group)
 
-    def _take_for(self, node: Node) -> Cell | None:
-        """Take the next cell that `node` serves and nobody else has out of those that wait; None when there is none."""
-        for cell in order(self.waiting, node, self.nodes, self.homes, self.begun, self.hardware):
-            self.waiting.remove(cell)
+    # ── nodes and cells ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _occupy(self, node: Node, strangest: int) -> None:
+        """Hold `node` for the next cell that it may measure, and begin as soon as it is free."""
+        cell = self._next_for(node, strangest)
+        if cell is None:
+            return
+        self._asked.arrived(node)
+        place = _Place(node, cell.target, _hold(node, cell.target), time.monotonic(), cell)
+        self._places[node.id] = place
+        self._try_hold(place)
+
+    def _try_hold(self, place: _Place) -> None:
+        """Begin the cell if the node is free by now; let go when the node is lost, or held by others for too long."""
+        if place.group.wait(0):
+            self._start(place)
+        elif place.node not in self.fleet.nodes:
+            self._let_go(place)
+            self._wait_again(place.cell)
+        elif time.monotonic() - place.since > HOLD_S and not self.claims.others():
+            # another driver of this run may measure there as long as it takes
+            self._let_go(place)
+            address = place.node.address
+            why = f"{address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs or memory"
+            self._failed(place.cell, "busy", why)
+
+    def _start(self, place: _Place) -> None:
+        node, cell = place.node, place.cell
+        job = Job(
+            cell,
+            self.measure,
+            self.store.uri,
+            self.outcome.run,
+            node.id,
+            self.fleet.facts[node.id],
+            _memory(node),
+            self.retry_failed,
+            elsewhere=any(self._may_elsewhere(cell, node)),
+        )
+        strategy = PlacementGroupSchedulingStrategy(place.group, 0, placement_group_capture_child_tasks=True)
+        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(_coordinate)
+        place.stream = task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
+
+    def _go_on(self, place: _Place) -> None:
+        """Take the next cell on a node whose cell has ended; the node stays held where that needs the same of it."""
+        self.claims.release([place.cell.id])
+        cell = self._next_for(place.node) if place.node in self.fleet.nodes else None
+        if cell is not None and cell.target == place.target:
+            place.cell = cell
+            self._start(place)
+            return
+        self._let_go(place)
+        if cell is not None:
+            self.claims.release([cell.id])
+            self._wait_again(cell)
+
+    def _let_go(self, place: _Place) -> None:
+        """Give the node back, and its cell."""
+        remove_placement_group(place.group)
+        del self._places[place.node.id]
+        self.claims.release([place.cell.id])
+        self._stale = True
+
+    def _next_for(self, node: Node, strangest: int = ELSEWHERE) -> Cell | None:
+        """Take the next cell that `node` may measure and nobody else has out of those that wait."""
+        nodes, hardware, begun = self.fleet.nodes, self.fleet.hardware, self._begun_where()
+        for cell in order(self._waiting, node, nodes, self._homes, begun, hardware, strangest):
+            if node.id in self._avoided[cell.id] and any(self._may_elsewhere(cell, node)):
+                continue
+            self._waiting.remove(cell)
             holder = self.claims.take(cell.id)
+            self.failures.inherited(cell)
             if holder is not None:
                 self.outcome.held[cell.label] = str(holder)
                 self.on_event(Event("cell", cell.label, "held", detail=f"by {holder}"))
@@ -105,107 +232,98 @@ class Measuring:
                 self.outcome.reused += 1
                 self.on_event(Event("cell", cell.label, "reused"))
             else:
-                self.homes.setdefault(family(cell), node.id)
-                self.begun.setdefault(cell.id, self.hardware[node.id])
+                self._homes.setdefault(family(cell), node.id)
+                begun.setdefault(cell.id, hardware[node.id])
                 return cell
         return None
 
-    def _lives(self, node: Node) -> bool:
-        """Whether `node` still lives; the cells that no other one serves have failed if it does not."""
-        if node.id in {living.id for living in connect.nodes()}:
-            return True
-        self.nodes.remove(node)
-        self.on_event(Event("note", node.address, detail="this node was lost"))
-        for cell in [cell for cell in self.waiting if not any(left.serves(cell.target) for left in self.nodes)]:
-            self.waiting.remove(cell)
-            self._failed(
-                cell, "unserved", f"no node offers {cell.target.tag} any more: {node.address} was the last one"
-            )
-        return False
+    def _may_elsewhere(self, cell: Cell, node: Node) -> Iterator[bool]:
+        """Yield True for each other node that could go on with the cell and has not lost it yet."""
+        for other in self.fleet.serving(cell.target):
+            alike = self.fleet.hardware[other.id] == self.fleet.hardware[node.id]
+            if other.id != node.id and alike and other.id not in self._avoided[cell.id]:
+                yield True
 
-    def _begun(self) -> dict[str, str]:
-        """Return cell → machine of the restarts that earlier drivers left; not looked at where all nodes are alike."""
-        if len(set(self.hardware.values())) < 2:
-            return {}
-        rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
-        return dict(rows.iter_rows())
+    def _begun_where(self) -> dict[str, str]:
+        """Return cell → hardware of the restarts that there are; earlier drivers' are looked up where nodes differ."""
+        if len(set(self.fleet.hardware.values())) > 1 and not self._looked_up:
+            self._looked_up = True
+            rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
+            self._begun = {**dict(rows.iter_rows()), **self._begun}
+        return self._begun
 
-    def _hold(self, node: Node, cell: Cell) -> PlacementGroup | None:
-        """Hold the node's CPUs and memory, one unit of the cell's tag, and its GPU where the target wants one.
+    def _wait_again(self, cell: Cell) -> None:
+        self._waiting.insert(0, cell)
+        self._stale = True
 
-        None when the node is lost, then the cell waits again; or, with a row of `failures`, when other work on Ray
-        holds the node for too long.
-        """
-        bundle = {"CPU": node.resources["CPU"], "memory": float(_memory(node)), cell.target.tag: 1.0}
-        bundle |= {"GPU": 1.0} if cell.target.needs_gpu else {}
-        pinned = [{"ray.io/node-id": node.id}]
-        group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
-        begin = time.monotonic()
-        while not group.wait(LOOK_S):
-            lives = node.id in {living.id for living in connect.nodes()}
-            if lives and (time.monotonic() - begin < HOLD_S or self.claims.others()):
-                continue  # another driver of this run may measure there as long as it takes
-            remove_placement_group(group)
-            self.waiting.insert(0, cell)
-            if self._lives(node):
-                self.waiting.remove(cell)
-                why = f"{node.address} was not free within {HOLD_S:.0f} s: other work on Ray holds its CPUs or memory"
-                self._failed(cell, "busy", why)
-            return None
-        return group
+    # ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, cell: Cell, node: Node, group: PlacementGroup, facts: Mapping[str, Any]) -> Any:
-        run, memory = self.outcome.run, _memory(node)
-        job = Job(cell, self.measure, self.store.uri, run, node.id, facts, memory, self.retry_failed)
-        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(_coordinate)
-        return task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
+    def _drop_unserved(self) -> None:
+        """Give up the cells whose last node was lost and has not come back, or was asked for and has not come."""
+        for cell in list(self._waiting):
+            asked = self._asked_since.get(need(cell.target))
+            if self.fleet.has_lost(cell.target):
+                why = f"no node offers {cell.target.tag} any more: the last one was lost"
+            elif asked is not None and time.monotonic() - asked > BRING_S and not self.fleet.serving(cell.target):
+                why = f"no node with {cell.target.tag} came within {BRING_S / 60:.0f} min of being asked for"
+            else:
+                continue
+            self._waiting.remove(cell)
+            self._failed(cell, "unserved", why)
 
-    def _next_event(self, generator: Any, cell: Cell) -> bool:
-        """Pass the coordinator's next event on; False when it has ended."""
-        try:
-            event = Event(**ray.get(next(generator)))
-        except StopIteration:
-            self.outcome.measured += 1
-            self.on_event(Event("cell", cell.label, "finished"))
-            return False
-        except RayError as error:
-            self._lost(cell, error)
-            return False
-        if event.kind == "failure":
-            self.outcome.failures.append(f"{event.label}: {event.detail}")
-        self.on_event(event)
-        return True
+    def _ask(self) -> None:
+        """Ask for a node for each family that waits without one: its cells go together, since sizes are compared."""
+        here = {node.id for node in self.fleet.nodes}
+        homeless: dict[Need, tuple[Target, set[Family]]] = {}
+        for cell in self._waiting:
+            if self._homes.get(family(cell)) not in here:
+                homeless.setdefault(need(cell.target), (cell.target, set()))[1].add(family(cell))
+        wanted = {}
+        for key, (target, families) in homeless.items():
+            room = self._asked.can_bring(target) - len(self.fleet.serving(target))
+            wanted[key] = max(0, min(len(families), room))
+            if wanted[key] and key not in self._asked_since:
+                nodes = f"{wanted[key]} node{'s' if wanted[key] > 1 else ''}"
+                self.on_event(Event("note", "autoscaler", detail=f"asked for {nodes} with {target.tag}"))
+                self._asked_since[key] = time.monotonic()
+        self._asked.ask(wanted)
 
-    def _lost(self, cell: Cell, error: RayError) -> None:
+    # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _lost(self, cell: Cell, node: Node, error: RayError) -> None:
         """Write the row of a coordinator that ended early; it gets another try, from its parts, where that may help."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         message = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
-        self.tries[cell.id] += 1
+        self._tries[cell.id] += 1
         # killed, or without its store for a moment; any other exception of our own would come again
         may_help = not isinstance(error, RayTaskError) or isinstance(cause, WorkError)
-        if not may_help or self.tries[cell.id] >= CELL_TRIES:
+        if not may_help or self._tries[cell.id] >= CELL_TRIES:
             self._failed(cell, type(cause).__name__, message)
             return
-        self._write_failure(cell, ONE_RESTART, message)
-        self.waiting.insert(0, cell)
+        self.failures.write(cell, kind=ONE_RESTART, message=message, node=node.id)
+        self._avoided[cell.id].add(node.id)
+        self._wait_again(cell)
         self.on_event(Event("note", cell.label, detail=f"its coordinator was lost, trying again: {message}"))
 
     def _failed(self, cell: Cell, kind: str, message: str) -> None:
-        self._write_failure(cell, kind, message)
+        self.failures.write(cell, kind=kind, message=message)
         self.outcome.failures.append(f"{cell.label}: {message}")
         self.on_event(Event("failure", cell.label, detail=message))
         self.on_event(Event("cell", cell.label, "failed"))
 
-    def _write_failure(self, cell: Cell, kind: str, message: str) -> None:
-        row = {**where(cell), "stage": "measure", "kind": kind, "message": message, "at": datetime.now(UTC)}
-        attempt = len(results.finished(self.store, self.outcome.run)["failures"])
-        results.write_part(self.store, self.outcome.run, "failures", f"{cell.id}-c{attempt:04d}", [row])
-
 
 def _coordinate(job: Job) -> Iterator[dict[str, Any]]:
     """The coordinator's task: measures its cell with actors inside its own placement group."""
-    yield from measure_cell(job, Actors(job.environment, job.cell.target.needs_gpu))
+    yield from spared(measure_cell(job, Actors(job.environment, job.cell.target.needs_gpu)))
+
+
+def _hold(node: Node, target: Target) -> PlacementGroup:
+    """Hold the node's CPUs and memory, one unit of the target's tag, and its GPU where the target wants one."""
+    bundle = {"CPU": node.resources["CPU"], "memory": float(_memory(node)), target.tag: 1.0}
+    bundle |= {"GPU": 1.0} if target.needs_gpu else {}
+    pinned = [{"ray.io/node-id": node.id}]
+    group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", bundle_label_selector=pinned)
+    return group
 
 
 def _memory(node: Node) -> int:

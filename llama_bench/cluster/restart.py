@@ -113,7 +113,7 @@ def _make_ready(
     # starting and loading may share the cores; what runs the model goes one after the other
     stages: dict[str, tuple[bool, str, Callable[[str], Sequence[Any]]]] = {
         "start": (True, "identify", lambda name: ()),
-        "load": (True, "load", lambda name: (ready[name].folder, ready[name].settings, given.task)),
+        "load": (True, "load", lambda name: (ready[name].folder, {**ready[name].settings, "arm": name}, given.task)),
         "warmup": (False, "warm_up", lambda name: ()),
         "check": (False, "check", lambda name: (given.reference / REFERENCE, bounds[name], ready[name].kind)),
     }

@@ -6,7 +6,8 @@ machine cannot run it, `open_session` makes the session that is timed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -77,6 +78,11 @@ class TimedSession(Protocol):
 
     token_seconds: tuple[float, ...]
     """Of the last run of a `generate`: seconds of each new token, the first with the prompt; else empty."""
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """What its runs are timed with: nanoseconds that never step back. It is the machine's unless it has its own."""
+        return time.perf_counter_ns
 
     def run(self) -> None:
         """Execute the workload once; returns when its outputs are complete. Raises WorkError."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llama_bench.engines import TimedSession
 from llama_bench.engines.binding import Place
 from llama_bench.engines.cached_graph import describe
 from llama_bench.engines.failures import failing
@@ -30,7 +31,7 @@ SCORED_BYTES = 1 << 28
 """Logits that are held at once while scoring."""
 
 
-class CachedSession:
+class CachedSession(TimedSession):
     """One session on a graph with a KV cache; see :class:`llama_bench.engines.TimedSession`.
 
     A run of `prefill` is one step of all tokens from an empty cache; of `decode` the last given token's step on a cache

@@ -150,6 +150,7 @@ def session_options(settings: Mapping[str, Any]) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = ERROR
+    options.logid = settings.get("arm", "")  # its lines say whose they are: all arms write into one log
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[settings["optimization_level"]])
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = settings["intra_op_num_threads"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_bench.engines import TimedSession
 from llama_bench.engines.binding import ELEMENT_TYPES, Place, copied, ortvalue, widened
 from llama_bench.engines.failures import failing
 from llama_bench.engines.memory import device_bytes
@@ -15,7 +16,7 @@ from llama_bench.errors import WorkError
 LOGITS, TOKENS = "logits", "input_ids"
 
 
-class StaticSession:
+class StaticSession(TimedSession):
     """One session on a graph of fixed shapes; see :class:`llama_bench.engines.TimedSession`.
 
     With `io: device` inputs lie on the provider's device before the first run and outputs stay there, in buffers that

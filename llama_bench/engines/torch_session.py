@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_bench.engines import TimedSession
 from llama_bench.engines.cached import SCORED_BYTES, SIDE_BY_SIDE
 from llama_bench.engines.failures import line
 from llama_bench.engines.memory import device_bytes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
-class TorchSession:
+class TorchSession(TimedSession):
     """One network and its KV cache; see :class:`llama_bench.engines.TimedSession`.
 
     A decode's cache is filled once, untimed, and each of its runs writes the same position. With `io: device` inputs

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from llama_bench.cluster.build import build, closure, cpus, memory_bytes
+from llama_bench.cluster.build import build
+from llama_bench.cluster.build_task import cpus
+from llama_bench.cluster.building import closure, memory_bytes
 from llama_bench.cluster.connect import Node
 from llama_bench.errors import WorkError
 from llama_bench.plan import make
