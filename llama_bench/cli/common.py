@@ -37,6 +37,13 @@ Only = Annotated[
         help="Only a part of the sweep: model, recipe, workload, target; words may hold * and |.",
     ),
 ]
+Autoscaler = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What `ray up` was given, for the nodes that can be brought; a job on the head finds it by itself.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StoreAt = Annotated[
     str, typer.Option("--store", metavar="PATH|URI", help="Where artifacts and results lie: a folder, s3://, gs://.")

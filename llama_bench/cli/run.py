@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_bench.cli.common import (
+    Autoscaler,
     Only,
     StoreAt,
     SweepFile,
@@ -50,6 +51,7 @@ def command(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (the same as RAY_ADDRESS)."),
     ] = None,
+    autoscaler: Autoscaler = None,
 ) -> None:
     """Build and measure a sweep on Ray, then print its tables.
 
@@ -68,7 +70,9 @@ def command(
     place = open_store(store)
     cells = len(chosen.models) * len(chosen.workloads) * len(chosen.targets)
     with watching(err(), cells, len(chosen.targets)) as on_event:
-        result = driver.run(specification, place, only=only, retry_failed=retry_failed, on_event=on_event)
+        result = driver.run(
+            specification, place, only=only, retry_failed=retry_failed, on_event=on_event, autoscaler=autoscaler
+        )
     path = place.url(result.run)
     if report and (result.measured or result.reused):
         _report(place, result.run)

@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from llama_bench.cluster.connect import SHARE, Node
+from llama_bench.cluster.connect import BENCH_GPU, SHARE, Node
 from llama_bench.errors import InputError
 from llama_bench.sweep import Target
 
@@ -26,17 +26,18 @@ class NodeType:
     name: str
     resources: Mapping[str, float]
     most: int
+    labels: Mapping[str, str]
 
     def serves(self, target: Target) -> bool:
-        """Whether its nodes carry the target's tag; that they have a GPU is believed where the type does not say."""
-        return self._as_node().serves(target)
+        return self.as_node().serves(target)
 
     @property
     def builds(self) -> bool:
-        return self._as_node().builds
+        return self.as_node().builds
 
-    def _as_node(self) -> Node:
-        return Node(self.name, self.name, {"GPU": 1.0, **self.resources})
+    def as_node(self) -> Node:
+        """Return a node of this type as it would look."""
+        return Node("", self.name, self.resources, self.labels)
 
 
 def node_types(file: Path | None = None) -> list[NodeType]:
@@ -58,7 +59,10 @@ def node_types(file: Path | None = None) -> list[NodeType]:
 
 def _node_type(name: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> NodeType:
     resources = {key: float(number) for key, number in (said.get("resources") or {}).items()}
-    return NodeType(name, resources, int(said.get("max_workers", config.get("max_workers", 0))))
+    if BENCH_GPU in resources:
+        resources.setdefault("GPU", 1.0)  # the cloud knows it from the type of machine, so that files leave it out
+    most = int(said.get("max_workers", config.get("max_workers", 0)))
+    return NodeType(name, resources, most, dict(said.get("labels") or {}))
 
 
 Need = tuple[str, bool]

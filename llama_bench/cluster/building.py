@@ -15,7 +15,7 @@ from llama_bench import results
 from llama_bench.claims import Claims, Driver
 from llama_bench.cluster.build_task import OUT_OF_MEMORY, Fault, piece, submit
 from llama_bench.cluster.connect import BUILDER, Node
-from llama_bench.cluster.fleet import Fleet
+from llama_bench.cluster.fleet import BRING_S, Fleet
 from llama_bench.estimate import build_kind, build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
@@ -92,6 +92,7 @@ class Building:
     _avoided: dict[str, set[str]] = field(init=False, default_factory=lambda: defaultdict(set))
     _memory: dict[str, int] = field(init=False, default_factory=dict)
     _half_done: set[str] = field(init=False)
+    _without_builder: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.needed = closure(self.plan, self.wanted)
@@ -121,6 +122,7 @@ class Building:
         most = self.fleet.most_memory()
         if most is None and self.fleet.may_return(BUILDER):
             return
+        yield from self._give_up_waiting()
         while self._ready and len(self._running) < self._at_most():
             artifact = self._ready.popleft()
             end = self._without_building(artifact, most)
@@ -167,6 +169,19 @@ class Building:
         """End the builds under way."""
         for reference in self._running:
             ray.cancel(reference, force=True)
+
+    def _give_up_waiting(self) -> Iterator[Built]:
+        """Yield the ends of builds that wait for a builder which was asked for and does not come."""
+        if not self._running or self.fleet.builders():
+            self._without_builder = None
+        elif self._without_builder is None:
+            self._without_builder = time.monotonic()
+        elif time.monotonic() - self._without_builder > BRING_S:
+            self.close()
+            waited, self._running = self._running, {}
+            for one in waited.values():
+                why = f"{one.artifact.label}: no node with {BUILDER} came within {BRING_S / 60:.0f} min"
+                yield self._ended(one.artifact, Built(one.artifact.id, "failed", error=why))
 
     def _again(self, lost: _Try, fault: Fault) -> None:
         """Let a lost build be tried again: elsewhere where it can be, and with more memory where that was short."""

@@ -42,7 +42,12 @@ class Node:
 
     def serves(self, target: Target) -> bool:
         """Whether the node carries the target's tag, and a GPU where the target needs one."""
-        return self.resources.get(target.tag, 0) >= 1 and (not target.needs_gpu or self.resources.get("GPU", 0) >= 1)
+        return not self.lacks(target)
+
+    def lacks(self, target: Target) -> str:
+        """Return what the node would need to serve `target`; empty when it does."""
+        wanted = [target.tag, *(["GPU"] if target.needs_gpu else [])]
+        return " and ".join(name for name in wanted if self.resources.get(name, 0) < 1)
 
     @property
     def builds(self) -> bool:
@@ -70,7 +75,8 @@ def connect(address: str | None = None) -> bool:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise WorkError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
+            hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, export RAY_AUTH_MODE=token"
+            raise WorkError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}{hint}") from error
         return False
     gpus = len(machine.gpus())
     with _environment(LOCAL | ({} if gpus else NO_GPU)):

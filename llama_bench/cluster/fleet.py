@@ -19,6 +19,9 @@ from llama_bench.sweep import Target
 LOOK_S = 1.0
 """How often Ray is asked which nodes live."""
 
+BRING_S = 1800.0
+"""A node that an autoscaler was asked for and that has not come in so long will not come."""
+
 REJOIN_S = 60.0
 """How long the last node of a tag is waited for after it was lost: a raylet that is started again comes back."""
 

@@ -22,7 +22,7 @@ from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
 from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.failures import Failures
-from llama_bench.cluster.fleet import LOOK_S, Fleet
+from llama_bench.cluster.fleet import BRING_S, LOOK_S, Fleet
 from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job, spared
 from llama_bench.errors import WorkError
 from llama_bench.plan import Cell
@@ -35,9 +35,6 @@ CELL_TRIES = 3
 
 HOLD_S = 120.0
 """A node that somebody else holds for longer is a failure, not an endless wait."""
-
-BRING_S = 1800.0
-"""A node that an autoscaler was asked for and that has not come in so long will not come."""
 
 
 @dataclass(slots=True)
