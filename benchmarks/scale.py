@@ -4,7 +4,7 @@
     python benchmarks/scale.py status    `status` of 100,000 pieces, nine cells in ten folded, as a whole command
     python benchmarks/scale.py rows      100 million timing rows into the tables; DuckDB on the same files beside it
 
-Each figure is of a fresh process; `--number N` takes another size, `--keep DIR` keeps what is written (2 GB of rows).
+Each figure is of a fresh process; `--number N` takes another size, `--keep DIR` keeps what is written (1 GB of rows).
 """
 
 from __future__ import annotations

@@ -239,7 +239,10 @@ def locate(path: str | Path) -> tuple[Store, str]:
 
 
 class Datasets(dict[str, "pl.LazyFrame"]):
-    """A LazyFrame for each dataset of a run; and for each cell alone, where that is all that is needed at a time."""
+    """A LazyFrame for each dataset of a run; and for each cell alone, where that is all that is needed at a time.
+
+    Those of a cell alone leave a null where version 1 did not have a column (`VERSION_1`): to fill it takes a pass.
+    """
 
     def __init__(self, frames: Mapping[str, pl.LazyFrame], by_cell: Mapping[str, Sequence[pl.LazyFrame]]) -> None:
         super().__init__(frames)
@@ -260,24 +263,34 @@ def scan(path: str | Path, cell: str | None = None) -> Datasets:
 
 
 def _by_cell(dataset: str, files: Mapping[str, str]) -> list[pl.LazyFrame]:
-    """Return a LazyFrame for each cell whose parts are among `files` (stem → file)."""
+    """Return a LazyFrame for each cell whose parts are among `files` (stem → file), nulls left as they are."""
     cells: dict[str, list[str]] = {}
     for stem, file in files.items():
         cells.setdefault(stem.partition("-")[0], []).append(file)
-    return [_frame(dataset, found) for found in cells.values()]
+    columns = _columns(dataset)  # once: made for each cell, they would take as long as all else here
+    return [_read(found, columns) for found in cells.values()]
 
 
 def _frame(dataset: str, files: list[str]) -> pl.LazyFrame:
     import polars as pl
 
-    schema = SCHEMAS[dataset]
-    frame = pl.DataFrame(schema.empty_table()).lazy()
-    if files:
-        columns = frame.collect_schema()
-        frame = pl.scan_parquet(files, schema=columns, missing_columns="insert", hive_partitioning=False, glob=False)
+    columns = _columns(dataset)
+    frame = _read(files, columns) if files else pl.LazyFrame(schema=columns)
     return frame.with_columns(
-        pl.col(column).fill_null(value) for column, value in VERSION_1.items() if column in schema.names
+        pl.col(column).fill_null(value) for column, value in VERSION_1.items() if column in columns
     )
+
+
+def _columns(dataset: str) -> pl.Schema:
+    import polars as pl
+
+    return pl.DataFrame(SCHEMAS[dataset].empty_table()).schema
+
+
+def _read(files: list[str], columns: pl.Schema) -> pl.LazyFrame:
+    import polars as pl
+
+    return pl.scan_parquet(files, schema=columns, missing_columns="insert", hive_partitioning=False, glob=False)
 
 
 def counting_parts(store: Store, run: str, cell: str | None = None) -> dict[str, list[Part]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from typing import Any
 
 import polars as pl
 import pytest
 
-from llama_bench.stats.ratios import CONFIRM
-from llama_bench.stats.times import arm_times
+from llama_bench.stats.ratios import CONFIRM, MAIN, t_quantile
+from llama_bench.stats.times import TIMES, arm_times
 
 
 def timings(seconds: dict[str, list[list[float]]]) -> pl.LazyFrame:
@@ -72,6 +74,56 @@ def test_cells_looked_at_one_by_one_give_what_all_together_give() -> None:
     parts = [whole.filter(pl.col("cell") == cell) for cell in "zxy"]
     assert arm_times(parts).equals(arm_times(whole))
     assert arm_times(whole).select("cell", "recipe").rows() == [(cell, arm) for cell in "xyz" for arm in "ab"]
+
+
+def test_rows_in_any_order_give_the_times_that_plain_python_gives() -> None:
+    rng = random.Random(1)
+    rows = [
+        {
+            "cell": cell,
+            "restart": restart,
+            "recipe": arm,
+            "control": control,
+            "phase": rng.choice([None, "main"]) if restart < 4 else "confirm",
+            "kept": rng.choice([None, True, False]),
+            "seconds": math.exp(rng.gauss(-3, 0.3)),
+        }
+        for cell in ("c", "d")
+        for restart in range(6)
+        for arm, control in (("original", False), ("a", False), ("b", False), ("original", True))
+        for _ in range(12)
+    ]
+    rng.shuffle(rows)
+    for phase, restarts in ((MAIN, 4), (CONFIRM, 2)):
+        found = arm_times(pl.LazyFrame(rows), phase)
+        assert found.select("cell", "recipe").rows() == [
+            (c, a) for c in "cd" for a in ("a", "b", "control", "original")
+        ]
+        for row in found.iter_rows(named=True):
+            assert row["restarts"] == restarts
+            assert {name: row[name] for name in ("runs", *TIMES)} == pytest.approx(plain(rows, row, phase), rel=1e-11)
+
+
+def plain(rows: list[dict[str, Any]], wanted: dict[str, Any], phase: str) -> dict[str, float]:
+    by_restart: dict[int, list[float]] = {}
+    for row in rows:
+        arm = (row["cell"], "control" if row["control"] else row["recipe"])
+        counts = row["kept"] is not False and (row["phase"] or MAIN) == phase
+        if counts and arm == (wanted["cell"], wanted["recipe"]):
+            by_restart.setdefault(row["restart"], []).append(row["seconds"])
+    runs = [seconds for restart in by_restart.values() for seconds in restart]
+    means = [statistics.fmean(map(math.log, restart)) for restart in by_restart.values()]
+    mean = statistics.fmean(means)
+    half = t_quantile(0.975, len(means) - 1) * statistics.stdev(means) / len(means) ** 0.5
+    return {
+        "runs": len(runs),
+        "mean_s": statistics.fmean(runs),
+        "median_s": statistics.median(runs),
+        "p90_s": statistics.quantiles(runs, n=10, method="inclusive")[-1],
+        "time_s": math.exp(mean),
+        "time_low_s": math.exp(mean - half),
+        "time_high_s": math.exp(mean + half),
+    }
 
 
 def test_without_any_timings_there_are_no_rows_and_every_column() -> None:
