@@ -31,7 +31,7 @@ class Actors:
 
     def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `function` returns in a worker that is used for nothing else."""
-        task = ray.remote(max_calls=1, max_retries=1, **self._options(1))(function)
+        task = ray.remote(max_calls=1, max_retries=0, **self._options(1))(function)
         return ActorCall(task.remote(*arguments), self.deadline_s).wait()
 
     def _options(self, share: int) -> dict[str, Any]:

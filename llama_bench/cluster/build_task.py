@@ -35,6 +35,16 @@ class Fault:
 
 OUT_OF_MEMORY = "out of memory"
 
+MEMORY_WORDS = (
+    "bad_alloc",  # C++
+    "out of memory",  # CUDA, and this process
+    "can't allocate memory",  # torch
+    "cannot allocate memory",  # the operating system
+    "failed to map segment",  # a shared library is loaded
+    "can't start new thread",  # there is no room for its stack
+)
+"""Words of libraries that have no MemoryError for it."""
+
 
 def submit(
     artifact: Artifact, store_uri: str, run: str, memory: int, builders: Iterable[Node], there: Node | None
@@ -91,7 +101,7 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> Iterator[str | Fault 
 
 def fault(artifact: Artifact, error: Exception) -> Fault:
     """Return what a build's exception means: memory, room and connections may be there another time or elsewhere."""
-    if any(isinstance(one, MemoryError) or "bad_alloc" in str(one) for one in _causes(error)):
+    if any(isinstance(one, MemoryError) or _tells_of_memory(str(one)) for one in _causes(error)):
         return Fault(OUT_OF_MEMORY, f"{artifact.label}: not enough memory", True)
     if isinstance(error, LlamaBenchError):
         return Fault("failed", f"{artifact.label}: {error}", isinstance(error, StoreError))
@@ -99,6 +109,10 @@ def fault(artifact: Artifact, error: Exception) -> Fault:
     where = f"{Path(last.filename).name}:{last.lineno}"
     no_room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return Fault("failed", f"{artifact.label}: {type(error).__name__}: {error} ({where})", no_room)
+
+
+def _tells_of_memory(message: str) -> bool:
+    return any(word in message.lower() for word in MEMORY_WORDS)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,7 +18,7 @@ from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.deadline import deadline_s
 from llama_bench.cluster.examine import examine
-from llama_bench.cluster.job import SKIPPED, Event, Job, Prepared, event, failure
+from llama_bench.cluster.job import ARM_TRIES, SKIPPED, Event, Job, Prepared, event, failure, insist
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
 from llama_bench.cluster.rows import Rows, kind_of
@@ -39,8 +39,6 @@ DEFAULT_ENGINE = "onnxruntime"
 
 INPUTS = "inputs.safetensors"
 """What a run is given, in the folder of a reference."""
-
-ARM_TRIES = 2  # restarts in a row in which an arm's process may be lost before the arm is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def _skip_missing_engines(
     for name, one in ready.items():
         if one.arm.recipe.engine == DEFAULT_ENGINE:  # a fault of its own is told when its session is made
             continue
-        reason = launcher.once(engines.missing, one.settings)
+        reason = yield from insist(job, store, done, name, "engine", launcher, engines.missing, one.settings)
         if isinstance(reason, Lost):
             yield from failure(job, store, done, replace(reason, arm=name, stage="engine", final=True))
         elif reason is not None:

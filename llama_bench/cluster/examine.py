@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_bench import results
-from llama_bench.cluster.job import Event, Job, Prepared, event, failure
+from llama_bench.cluster.job import Event, Job, Prepared, event, failure, insist
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import variant_row, where
 from llama_bench.engines import ENGINES, Task, executed
@@ -45,7 +45,8 @@ def examine(
             found[key] = None
         if key not in found:
             yield event("slot", job, detail=f"examining {one.arm.name}")
-            found[key] = launcher.once(_examine_one, one.folder, one.settings, task)
+            given = (_examine_one, one.folder, one.settings, task)
+            found[key] = yield from insist(job, store, done, one.arm.name, "examine", launcher, *given)
         what = found[key]
         if isinstance(what, Lost):
             yield from failure(job, store, done, replace(what, arm=one.arm.name, stage="examine", final=True))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llama_bench import results
-from llama_bench.cluster.launch import Lost
+from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import where
 from llama_bench.passes.info import Kind
 from llama_bench.plan import Arm, Cell
@@ -29,6 +29,9 @@ NODE_MEMORY_SHARE = 0.8
 
 SLOT_S = 0.5
 """Between two slots that are told to who watches."""
+
+ARM_TRIES = 2
+"""Times in a row in which an arm's process may be lost before the arm is given up."""
 
 SKIPPED = "skipped"
 """Kind of a failure that is none: an engine that this machine does not have."""
@@ -86,6 +89,28 @@ def failure(
     is_failure = lost.final and lost.kind != SKIPPED
     stage = SKIPPED if lost.kind == SKIPPED else lost.stage
     yield {"kind": "failure" if is_failure else "note", "label": what, "detail": f"{stage}: {lost.message}"}
+
+
+def insist(
+    job: Job,
+    store: Store,
+    done: Progress,
+    arm: str,
+    stage: str,
+    launcher: Launcher,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Generator[Event, None, Any]:
+    """Return what `function` returns in a process of its own, or how that was lost for good.
+
+    A process that dies is a row of `failures`, and tried again as often as an arm's.
+    """
+    for left in reversed(range(ARM_TRIES)):
+        found = launcher.once(function, *arguments)
+        if not isinstance(found, Lost) or found.final or not left:
+            break
+        yield from failure(job, store, done, replace(found, arm=arm, stage=stage))
+    return found
 
 
 def spared(events: Iterator[Event]) -> Iterator[Event]:
