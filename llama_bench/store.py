@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import obstore
 
 from llama_bench import external_data, node_cache, objects
-from llama_bench.errors import StoreError, WorkError
+from llama_bench.errors import InputError, StoreError, WorkError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -136,6 +136,17 @@ class Store(objects.Objects):
                 use_multipart=True,
                 chunk_size=objects.CHUNK,
             )
+
+
+def reopen(uri: str) -> Store:
+    """Return the store at an address that the driver works with: what is wrong with it now may pass.
+
+    Raises StoreError.
+    """
+    try:
+        return Store(uri)
+    except InputError as error:
+        raise StoreError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from llama_bench.cluster.build import build
 from llama_bench.cluster.connect import BUILDER, Node, on
 from llama_bench.errors import LlamaBenchError, StoreError
 from llama_bench.plan import Artifact
-from llama_bench.store import Store
+from llama_bench.store import reopen
 
 TRAINING = ("distill",)
 """Families whose tasks run a network for minutes, and more quickly so with every CPU of a node."""
@@ -44,6 +44,9 @@ MEMORY_WORDS = (
     "can't start new thread",  # there is no room for its stack
 )
 """Words of libraries that have no MemoryError for it."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def submit(
@@ -87,7 +90,7 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> Iterator[str | Fault 
     yield node
     begin, started_at = time.perf_counter(), datetime.now(UTC)
     try:
-        store = Store(store_uri)
+        store = reopen(store_uri)
         if not store.has(artifact.id):  # an earlier try may have died between the artifact and its row
             build(artifact, store)
         wall = time.perf_counter() - begin
@@ -107,8 +110,9 @@ def fault(artifact: Artifact, error: Exception) -> Fault:
         return Fault("failed", f"{artifact.label}: {error}", isinstance(error, StoreError))
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
-    no_room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Fault("failed", f"{artifact.label}: {type(error).__name__}: {error} ({where})", no_room)
+    # a node may lack a library, or the room to map it or to write, that another one has
+    passing = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in NO_ROOM)
+    return Fault("failed", f"{artifact.label}: {type(error).__name__}: {error} ({where})", passing)
 
 
 def _tells_of_memory(message: str) -> bool:

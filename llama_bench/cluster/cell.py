@@ -32,7 +32,7 @@ from llama_bench.plan import Cell as PlannedCell
 from llama_bench.stats import headline, progress
 from llama_bench.stats.progress import Progress
 from llama_bench.stats.verdicts import margin_of
-from llama_bench.store import Store
+from llama_bench.store import Store, reopen
 from llama_bench.sweep import CONTROL
 
 DEFAULT_ENGINE = "onnxruntime"
@@ -60,7 +60,7 @@ def measure_cell(
 
     `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.
     """
-    store = Store(job.store_uri)
+    store = reopen(job.store_uri)
     yield from measure_ceilings(job, launcher, store)
     launcher.deadline_s = deadline_s(job, store)
     done = progress.read(store, job.run, job.cell.id, job.cell.baseline, retry_failed=job.retry_failed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from llama_bench import results
 from llama_bench.claims import Claims
 from llama_bench.cluster.actors import SHARE, Actors
-from llama_bench.cluster.assign import ELSEWHERE, HOME, HOMELESS, Family, family, order
+from llama_bench.cluster.assign import ELSEWHERE
 from llama_bench.cluster.autoscaler import Asked, Need, need
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.connect import Node
@@ -24,7 +24,8 @@ from llama_bench.cluster.events import Event, OnEvent, RunResult
 from llama_bench.cluster.failures import Failures
 from llama_bench.cluster.fleet import BRING_S, LOOK_S, Fleet
 from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job, spared
-from llama_bench.errors import WorkError
+from llama_bench.cluster.waiting import Waiting
+from llama_bench.errors import LlamaBenchError
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
@@ -71,26 +72,22 @@ class Measuring:
         self.store, self.measure, self.outcome, self.claims = store, measure, outcome, claims
         self.fleet, self.failures = fleet, failures
         self.retry_failed, self.on_event = retry_failed, on_event
-        self._waiting: list[Cell] = []
+        self._waiting = Waiting(fleet, self._begun_before)
         self._places: dict[str, _Place] = {}  # node id → where it is held for a cell
         self._asked = Asked(fleet.types)
         self._asked_since: dict[Need, float] = {}
-        self._homes: dict[Family, str] = {}
-        self._begun: dict[str, str] = {}  # cell → hardware that its restarts are of
-        self._looked_up = False
         self._tries: Counter[str] = Counter()
-        self._avoided: dict[str, set[str]] = defaultdict(set)
         self._stale, self._filled_at = True, 0.0
 
     def add(self, cell: Cell) -> None:
         """Take in a cell of which all that it needs is built."""
-        self._waiting.append(cell)
+        self._waiting.add(cell)
         self._stale = True
 
     @property
     def left(self) -> bool:
         """Whether any cell is being measured or waits for it."""
-        return bool(self._waiting or self._places)
+        return bool(self._waiting.cells or self._places)
 
     @property
     def references(self) -> list[Any]:
@@ -112,11 +109,9 @@ class Measuring:
         if not self._stale and time.monotonic() - self._filled_at < LOOK_S:
             return
         self._stale, self._filled_at = False, time.monotonic()
-        families = Counter(self._homes.values())
-        for strangest in (HOME, HOMELESS, ELSEWHERE):  # a node that is at home goes before one that would only help
-            for node in sorted(self.fleet.nodes, key=lambda node: families[node.id]):
-                if node.id not in self._places and not (building and node.builds):
-                    self._occupy(node, strangest)
+        for node, strangest in self._waiting.turns(lambda node: not (building and node.builds)):
+            if node.id not in self._places:
+                self._occupy(node, strangest)
         self._drop_unserved()
         self._ask()
 
@@ -185,7 +180,7 @@ class Measuring:
             self.fleet.facts[node.id],
             _memory(node),
             self.retry_failed,
-            elsewhere=any(self._may_elsewhere(cell, node)),
+            elsewhere=self._waiting.elsewhere(cell, node),
         )
         strategy = PlacementGroupSchedulingStrategy(place.group, 0, placement_group_capture_child_tasks=True)
         task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(_coordinate)
@@ -213,10 +208,7 @@ class Measuring:
 
     def _next_for(self, node: Node, strangest: int = ELSEWHERE) -> Cell | None:
         """Take the next cell that `node` may measure and nobody else has out of those that wait."""
-        nodes, hardware, begun = self.fleet.nodes, self.fleet.hardware, self._begun_where()
-        for cell in order(self._waiting, node, nodes, self._homes, begun, hardware, strangest):
-            if node.id in self._avoided[cell.id] and any(self._may_elsewhere(cell, node)):
-                continue
+        for cell in self._waiting.candidates(node, strangest):
             self._waiting.remove(cell)
             holder = self.claims.take(cell.id)
             self.failures.inherited(cell)
@@ -229,35 +221,24 @@ class Measuring:
                 self.outcome.reused += 1
                 self.on_event(Event("cell", cell.label, "reused"))
             else:
-                self._homes.setdefault(family(cell), node.id)
-                begun.setdefault(cell.id, hardware[node.id])
+                self._waiting.begun(cell, node)
                 return cell
         return None
 
-    def _may_elsewhere(self, cell: Cell, node: Node) -> Iterator[bool]:
-        """Yield True for each other node that could go on with the cell and has not lost it yet."""
-        for other in self.fleet.serving(cell.target):
-            alike = self.fleet.hardware[other.id] == self.fleet.hardware[node.id]
-            if other.id != node.id and alike and other.id not in self._avoided[cell.id]:
-                yield True
+    def _begun_before(self) -> dict[str, str]:
+        """Return cell → hardware of the restarts that earlier drivers of the run left."""
+        rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
+        return dict(rows.iter_rows())
 
-    def _begun_where(self) -> dict[str, str]:
-        """Return cell → hardware of the restarts that there are; earlier drivers' are looked up where nodes differ."""
-        if len(set(self.fleet.hardware.values())) > 1 and not self._looked_up:
-            self._looked_up = True
-            rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
-            self._begun = {**dict(rows.iter_rows()), **self._begun}
-        return self._begun
-
-    def _wait_again(self, cell: Cell) -> None:
-        self._waiting.insert(0, cell)
+    def _wait_again(self, cell: Cell, lost_on: Node | None = None) -> None:
+        self._waiting.again(cell, lost_on=lost_on)
         self._stale = True
 
     # ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _drop_unserved(self) -> None:
         """Give up the cells whose last node was lost and has not come back, or was asked for and has not come."""
-        for cell in list(self._waiting):
+        for cell in list(self._waiting.cells):
             asked = self._asked_since.get(need(cell.target))
             if self.fleet.has_lost(cell.target):
                 why = f"no node offers {cell.target.tag} any more: the last one was lost"
@@ -270,15 +251,10 @@ class Measuring:
 
     def _ask(self) -> None:
         """Ask for a node for each family that waits without one: its cells go together, since sizes are compared."""
-        here = {node.id for node in self.fleet.nodes}
-        homeless: dict[Need, tuple[Target, set[Family]]] = {}
-        for cell in self._waiting:
-            if self._homes.get(family(cell)) not in here:
-                homeless.setdefault(need(cell.target), (cell.target, set()))[1].add(family(cell))
         wanted = {}
-        for key, (target, families) in homeless.items():
+        for key, (target, families) in self._waiting.homeless().items():
             room = self._asked.can_bring(target) - len(self.fleet.serving(target))
-            wanted[key] = max(0, min(len(families), room))
+            wanted[key] = max(0, min(families, room))
             if wanted[key] and key not in self._asked_since:
                 nodes = f"{wanted[key]} node{'s' if wanted[key] > 1 else ''}"
                 self.on_event(Event("note", "autoscaler", detail=f"asked for {nodes} with {target.tag}"))
@@ -293,13 +269,12 @@ class Measuring:
         message = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
         self._tries[cell.id] += 1
         # killed, or without its store for a moment; any other exception of our own would come again
-        may_help = not isinstance(error, RayTaskError) or isinstance(cause, WorkError)
+        may_help = not isinstance(error, RayTaskError) or isinstance(cause, (LlamaBenchError, OSError))
         if not may_help or self._tries[cell.id] >= CELL_TRIES:
             self._failed(cell, type(cause).__name__, message)
             return
         self.failures.write(cell, kind=ONE_RESTART, message=message, node=node.id)
-        self._avoided[cell.id].add(node.id)
-        self._wait_again(cell)
+        self._wait_again(cell, node)
         self.on_event(Event("note", cell.label, detail=f"its coordinator was lost, trying again: {message}"))
 
     def _failed(self, cell: Cell, kind: str, message: str) -> None:

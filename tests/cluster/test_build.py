@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import pytest
 
 from llama_bench.cluster.build import build
-from llama_bench.cluster.build_task import cpus
+from llama_bench.cluster.build_task import OUT_OF_MEMORY, cpus, fault
 from llama_bench.cluster.building import closure, memory_bytes
 from llama_bench.cluster.connect import Node
-from llama_bench.errors import WorkError
+from llama_bench.errors import StoreError, WorkError
 from llama_bench.plan import make
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
@@ -65,3 +67,33 @@ def test_training_takes_all_cpus_of_the_largest_node_that_has_its_memory(tiny: d
     ]
     assert cpus(training, 2 * 10**9, nodes) == 16
     assert cpus(pruning, 2 * 10**9, nodes) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        ImportError("libtorch.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)
+def test_too_little_memory_is_known_by_its_words_also_behind_ours(error: Exception, sweep: Sweep) -> None:
+    artifact = next(iter(make(sweep, {}).artifacts.values()))
+    dressed = WorkError("the exporter failed")
+    dressed.__cause__ = error
+    for one in (error, dressed):
+        found = fault(artifact, one)
+        assert (found.kind, found.passing) == (OUT_OF_MEMORY, True)
+        assert found.message == f"{artifact.label}: not enough memory"
+
+
+def test_what_another_node_or_moment_may_have_is_passing_and_a_model_that_cannot_be_exported_is_not(
+    sweep: Sweep,
+) -> None:
+    artifact = next(iter(make(sweep, {}).artifacts.values()))
+    for error in (StoreError("gone"), OSError(errno.ENOSPC, "full"), ImportError("no module")):
+        assert fault(artifact, error).passing
+    for error in (WorkError("opset 14"), ValueError("a shape"), OSError(errno.ENOENT, "no file")):
+        assert not fault(artifact, error).passing
