@@ -94,6 +94,14 @@ def test_what_another_node_or_moment_may_have_is_passing_and_a_model_that_cannot
 ) -> None:
     artifact = next(iter(make(sweep, {}).artifacts.values()))
     for error in (StoreError("gone"), OSError(errno.ENOSPC, "full"), ImportError("no module")):
-        assert fault(artifact, error).passing
+        assert fault(artifact, raised(error)).passing
     for error in (WorkError("opset 14"), ValueError("a shape"), OSError(errno.ENOENT, "no file")):
-        assert not fault(artifact, error).passing
+        assert not fault(artifact, raised(error)).passing
+
+
+def raised(error: Exception) -> Exception:
+    """Return the error with a place where it was raised."""
+    try:
+        raise error
+    except Exception as caught:
+        return caught

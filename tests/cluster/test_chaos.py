@@ -1,4 +1,7 @@
-"""A small sweep through a hundred faults: every piece is there once, nothing is torn, and the tables are the same."""
+"""A small sweep through faults of every kind: each piece is there once, nothing is torn, the tables are the same.
+
+LLAMA_BENCH_FAULTS=10 makes it a hundred; without it the test is skipped, since it takes many minutes.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +38,21 @@ from llama_bench.sweep import Sweep
 
 from ..simulated import sweep as recorded
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
+
 
 SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20}
 CPU: dict[str, Any] = {**SMALL, "num_cpus": 1, "resources": {"bench_cpu": 1}}
 GPU: dict[str, Any] = {**SMALL, "num_cpus": 1, "num_gpus": 1, "resources": {"bench_gpu": 1}}
 
-FAULTS = 10
-"""Of each kind."""
+FAULTS = int(os.environ.get("LLAMA_BENCH_FAULTS", "0"))
+"""Of each kind; ten of each take a quarter of an hour."""
 
 SEED = 20
 
 OUTAGE_S = 3.0
 DEADLINE_S = 15.0
-EVIDENCE_S = 30.0
+EVIDENCE_S = 45.0
 
 DIED = r"its process was lost"
 LOST = r"(WorkerCrashed|NodeDied|ActorUnavailable|ActorDied|ObjectLost|OwnerDied|Rpc)\w*Error"
@@ -115,7 +119,7 @@ class Chaos:
         if self.driver.returncode == 0:
             return True
         assert self.driver.returncode != 2, self.log()
-        assert self.drivers < 3 * FAULTS, self.log()
+        assert self.drivers < 5 + 3 * FAULTS, self.log()
         self.drive()
         return False
 
@@ -168,7 +172,9 @@ class Chaos:
                 seen[EVIDENCE[kind]] -= 1
                 self.counts[kind] += 1
                 wanted.remove(kind)
-        print(f"{time.monotonic() - self.began:.0f} s", struck, self.counts.total(), flush=True)
+        print(
+            f"{time.monotonic() - self.began:.0f} s", struck, self.counts.total(), "left:", Counter(wanted), flush=True
+        )
 
     def rows(self) -> Counter[str]:
         """Return how many rows of `failures` tell of each kind of fault, by the words of `EVIDENCE`."""
@@ -300,7 +306,10 @@ RESTARTS = 4
 
 SWEEP = recorded.simulated(
     recorded.SWEEP
-    | {"models": recorded.SWEEP["models"][:4], "measure": recorded.SWEEP["measure"] | {"restarts": RESTARTS}}
+    | {
+        "models": recorded.SWEEP["models"][: 1 + min(FAULTS, 3)],
+        "measure": recorded.SWEEP["measure"] | {"restarts": RESTARTS},
+    }
 )
 
 
@@ -402,7 +411,8 @@ def tables(store: Path) -> dict[str, str]:
     return {**text, "results": page.partition("## Results")[2].partition("\n## ")[0]}
 
 
-def test_a_sweep_through_a_hundred_faults_ends_like_an_undisturbed_one(
+@pytest.mark.skipif(FAULTS == 0, reason="$LLAMA_BENCH_FAULTS says how many faults of each kind")
+def test_a_sweep_through_faults_of_every_kind_ends_like_an_undisturbed_one(
     chaos: Chaos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [kind for kind in EVIDENCE for _ in range(FAULTS)]
