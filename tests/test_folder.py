@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 
 from llama_bench import folder
-from llama_bench.cluster.build import build, closure
+from llama_bench.cluster.build import build
+from llama_bench.cluster.building import closure
 from llama_bench.errors import InputError
 from llama_bench.folder import Chosen
 from llama_bench.model import llama
