@@ -54,7 +54,7 @@ def cut(folder: Path) -> Cut:
         if data is not None:
             _refer(tensor, data, weights)
     for tensor in external:
-        sources.add(_location(tensor, path))
+        sources.add(location(tensor, folder))
         data = _external_bytes(tensor, folder, path)
         if len(data) >= WEIGHT_BYTES:
             _refer(tensor, data, weights)
@@ -104,15 +104,26 @@ def _typed_bytes(tensor: TensorProto) -> memoryview | None:
     return memoryview(data) if len(data) >= WEIGHT_BYTES else None
 
 
-def _location(tensor: TensorProto, path: Path) -> str:
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    if not location or "/" in location or "\\" in location or location in (".", "..") or "\0" in location:
-        raise WorkError(f"{path}: tensor {tensor.name!r} keeps its data at {location!r}, which is no file beside it")
-    return location
+def check(folder: Path) -> None:
+    """Raise WorkError when `folder`/model.onnx says that data lies anywhere but in the folder itself."""
+    model, _ = _parse(folder / GRAPH)
+    for tensor in _tensors(model):
+        if _is_external(tensor):
+            location(tensor, folder)
+
+
+def location(tensor: TensorProto, folder: Path) -> str:
+    """Return the name of the file that holds an external tensor of the model in `folder`, which must be a bare name."""
+    name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise WorkError(
+            f"{folder / GRAPH}: tensor {tensor.name!r} keeps its data at {name!r}, which is no file beside it"
+        )
+    return name
 
 
 def _external_bytes(tensor: TensorProto, folder: Path, path: Path) -> memoryview:
-    file = folder / _location(tensor, path)
+    file = folder / location(tensor, folder)
     values = {entry.key: entry.value for entry in tensor.external_data}
     if file.is_symlink() or not file.is_file():
         raise WorkError(f"{file}: missing (or no plain file), though {path.name} keeps tensor {tensor.name!r} there")

@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from llama_bench import external_data
 from llama_bench.errors import WorkError
 
 MODEL = "model.onnx"
@@ -72,10 +73,11 @@ def is_external(tensor: TensorProto) -> bool:
 def external(tensor: TensorProto, folder: Path) -> External:
     """Return where the bytes of the external `tensor` of a model in `folder` lie.
 
-    Raises WorkError when the file is missing, too short, or holds another number of bytes than the shape needs.
+    Raises WorkError when the file is missing, outside the folder, too short, or holds another number of bytes than the
+    shape needs.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    path, offset = folder / entries.get("location", ""), int(entries.get("offset", 0))
+    path, offset = folder / external_data.location(tensor, folder), int(entries.get("offset", 0))
     if not path.is_file():
         raise WorkError(f"{path}: the weights' file is missing (tensor {tensor.name!r} lies in it)")
     size, wanted = path.stat().st_size, tensor_bytes(tensor)

@@ -136,6 +136,8 @@ def _fill(store: Source, artifact_id: str, manifest: dict[str, Any], folder: Pat
             _place(store.root / key, target, entry["bytes"], entry["sha256"], copy=copy)
             if not copy:
                 _verify(target, store.url(key), entry["sha256"])
+    if (folder / external_data.GRAPH).is_file():
+        external_data.check(folder)
     for sha, length in manifest["weights"]:
         try:
             _place(_weight(store, sha, length), folder / sha, length, sha, copy=copy)

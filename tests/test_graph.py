@@ -221,6 +221,23 @@ def test_missing_and_short_weights_are_refused_by_name(tmp_path: Path) -> None:
         graph.load(tmp_path / "model.onnx", weights=True)
 
 
+@pytest.mark.parametrize("place", ["../w.bin", "absolute"])
+def test_weights_outside_the_folder_are_not_read(tmp_path: Path, place: str) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "w.bin"
+    folder.mkdir()
+    hash_of(two_layers(), folder, save_as_external_data=True, location="w.bin", size_threshold=0)
+    (folder / "w.bin").rename(outside)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in graph.tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(outside) if place == "absolute" else place
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    for read in (graph.canonical_sha256, graph.model_bytes, lambda path: graph.load(path, weights=True)):
+        with pytest.raises(WorkError, match=r"model\.onnx: tensor '.*' keeps its data at .*w\.bin', which is no file"):
+            read(folder / "model.onnx")
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for content in (b"", b"no model at all"):

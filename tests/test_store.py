@@ -226,6 +226,25 @@ def test_external_data_never_leaves_its_folder(store: Store, tmp_path: Path, loc
         store.save("id", folder, {})
 
 
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("location", ["../../../secret", "absolute"])
+def test_an_artifact_whose_data_would_lie_elsewhere_is_not_fetched(
+    store: Store, tmp_path: Path, location: str, into: bool
+) -> None:
+    (tmp_path / "secret").write_bytes(LARGE.tobytes())
+    manifest = store.save("id", write(tmp_path / "m", model()), {})
+    saved = Path(store.url("artifacts/id/model.onnx"))
+    proto = onnx.load(saved, load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = str(tmp_path / "secret") if location == "absolute" else location
+    saved.write_bytes(proto.SerializeToString())
+    [entry] = manifest["files"]  # whoever wrote the graph wrote its hash too
+    entry |= {"bytes": saved.stat().st_size, "sha256": hashlib.sha256(saved.read_bytes()).hexdigest()}
+    store.put("artifacts/id/manifest.json", json.dumps(manifest).encode(), create=False)
+    with pytest.raises(WorkError, match=r"keeps its data at .*secret', which is no file beside it"):
+        store.fetch("id", into=tmp_path / "copy" if into else None)
+    assert not (store.cache / "id").exists()
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"not a model", lambda data: b""])
 def test_a_torn_model_is_named(store: Store, tmp_path: Path, damage) -> None:
     folder = write(tmp_path / "m", model())

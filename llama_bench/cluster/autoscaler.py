@@ -53,7 +53,9 @@ def node_types(file: Path | None = None) -> list[NodeType]:
         head, types = config.get("head_node_type"), config["available_node_types"]
         return [_node_type(name, said, config) for name, said in types.items() if name != head]
     except (OSError, YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        why = str(error).strip().splitlines()[0] if isinstance(error, OSError) else "it has no `available_node_types`"
+        why = "it has no `available_node_types`"
+        if isinstance(error, (OSError, YAMLError)):
+            why = " ".join(str(error).split())
         raise InputError(f"{path}: not a file that `ray up` reads: {why}") from None
 
 

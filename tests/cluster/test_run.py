@@ -197,7 +197,7 @@ def test_a_store_that_fails_for_a_moment_costs_the_restart_in_flight(tiny: dict[
     assert (result.measured, result.failures) == (1, [])
     [failure] = frames.failures.collect().to_dicts()
     assert failure["kind"] == "lost"
-    assert "WorkError" in failure["message"]
+    assert "StoreError" in failure["message"]
     restarts = frames.pieces.filter(kind="restart").collect()["restart"].to_list()
     assert len(restarts) == len(set(restarts)) == 4
 
@@ -230,9 +230,14 @@ def test_an_arm_whose_session_cannot_be_made_fails_alone(tiny: dict[str, Any], s
 
 def test_a_model_that_no_builder_has_memory_for_is_a_failure_at_once(tiny: dict[str, Any], store: Store) -> None:
     tiny["models"].append({**tiny["models"][0], "hidden_size": 16384, "intermediate_size": 16384})
-    begin = time.monotonic()
-    result, frames = run(tiny, store, only="model=h16384*")
-    assert time.monotonic() - begin < 30
+    begin, failed = time.monotonic(), list[float]()
+
+    def watch(event: Event) -> None:
+        if event.kind == "build" and event.state == "failed":
+            failed.append(time.monotonic() - begin)
+
+    result, frames = run(tiny, store, watch, only="model=h16384*")  # its reference fits, and is built
+    assert failed[0] < 20
     assert "GB of memory, the largest builder has" in result.failures[0]
     mine = frames.speedups.filter(pl.col("model") == "h16384-a2-l1").select("recipe", "verdict").collect()
     verdicts = dict(mine.iter_rows())
