@@ -260,7 +260,8 @@ def test_what_is_compiled_agrees_with_the_reference(
     counters.clear()
     model = CACHED.model_copy(update={"num_hidden_layers": 1})
     session = opened("torch-compile", model, workload, Session.model_validate({"precision": precision}))
-    assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] >= 5  # weights are frozen and packed
+    if precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # it packs bf16 with AVX-512 alone
+        assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] >= 5  # weights are frozen and packed
     with pytest.raises(WorkError, match="before the first run"):
         session.outputs()
     for _ in range(2):
