@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from llama_bench import parts, results
 from llama_bench import plan as planning
-from llama_bench import results
 from llama_bench.schemas import SCHEMAS
 from llama_bench.store import Store
 from llama_bench.sweep import Model, Pass, Recipe, Sweep, Target, Workload
@@ -194,11 +194,11 @@ def write_rows(store: Store, cells: int) -> None:
         schema = SCHEMAS["timings"]
         table = pa.table([values.get(f.name, pa.nulls(count, f.type)).cast(f.type) for f in schema], schema=schema)
         held = [f"{stem}-r{restart:04d}" for restart in range(RESTARTS)]
-        store.put(f"{RUN}/timings/{stem}.parquet", results._parquet("timings", table, held))
+        store.put(f"{RUN}/timings/{stem}.parquet", parts.as_parquet("timings", table, held))
         piece = pa.Table.from_pylist(
             [{"piece": one, "kind": "restart", "cell": stem} for one in held], SCHEMAS["pieces"]
         )
-        store.put(f"{RUN}/pieces/{stem}.parquet", results._parquet("pieces", piece, held))
+        store.put(f"{RUN}/pieces/{stem}.parquet", parts.as_parquet("pieces", piece, held))
 
 
 PARTS = {"plan": (plan, 100_000), "status": (status, 100_000), "rows": (rows, 100_000_000)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama_bench import claims, results
+from llama_bench import claims, parts, results
 from llama_bench.claims import Driver
 from llama_bench.store import Store
 
@@ -56,7 +56,7 @@ class Status:
 def read(store: Store, run: str) -> Status:
     """Return how far `run` (`<sweep>/<run id>`) is. Raises InputError when it has no run.json."""
     info = results.read_run(store, run)
-    pieces, failures = (_by_cell(results.stems_of(store, run, dataset)) for dataset in ("pieces", "failures"))
+    pieces, failures = (_by_cell(parts.stems_of(store, run, dataset)) for dataset in ("pieces", "failures"))
     wanted = set(info["artifacts"])
     whole = {key.split("/")[1] for key in store.keys("artifacts") if key.endswith("/manifest.json")}
     cells = tuple(_cell(entry, pieces, failures) for entry in info["cells"])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_bench import results
+from llama_bench import folding, parts, results, schemas
 from llama_bench.errors import InputError
 from llama_bench.store import Store
 
@@ -36,10 +36,10 @@ def rows(cell: str, restart: int, count: int = 3) -> list[dict[str, Any]]:
 def write_restart(store: Store, cell: str, restart: int, *, finished: bool = True, run: str = RUN) -> None:
     stem = f"{cell}-r{restart:04d}"
     for dataset in REPLICATED:
-        results.write_part(store, run, dataset, stem, rows(cell, restart))
+        parts.write_part(store, run, dataset, stem, rows(cell, restart))
     if finished:
         piece = {"piece": stem, "kind": "restart", "cell": cell, "restart": restart, "wall_s": 1.5}
-        results.write_part(store, run, "pieces", stem, [piece])
+        parts.write_part(store, run, "pieces", stem, [piece])
 
 
 def contents(store: Store, run: str = RUN) -> dict[str, list[tuple[Any, ...]]]:
@@ -61,8 +61,8 @@ def test_a_part_comes_back_sorted_typed_and_with_its_version(store: Store) -> No
         {"cell": "c", "restart": 0, "group": 0, "block": b, "position": p, "seconds": 0.5, "process_started_at": at}
         for b, p in ((1, 0), (0, 1), (0, 0))
     ]
-    assert results.write_part(store, RUN, "timings", "c-r0000", given_rows)
-    results.write_part(store, RUN, "pieces", "c-r0000", [{"piece": "c-r0000"}])
+    assert parts.write_part(store, RUN, "timings", "c-r0000", given_rows)
+    parts.write_part(store, RUN, "pieces", "c-r0000", [{"piece": "c-r0000"}])
     frame = results.scan(Path(store.uri) / RUN)["timings"].collect()
     assert frame.select("block", "position").rows() == [(0, 0), (0, 1), (1, 0)]
     assert frame["process_started_at"].to_list() == [at] * 3 and frame["recipe"].to_list() == [None] * 3
@@ -74,18 +74,18 @@ def test_a_part_comes_back_sorted_typed_and_with_its_version(store: Store) -> No
 def test_every_dataset_is_there_with_its_columns_when_nothing_was_measured(store: Store) -> None:
     results.write_run(store, RUN, {"sweep": {}})
     frames = results.scan(Path(store.uri) / RUN)
-    assert set(frames) == set(results.SCHEMAS)
+    assert set(frames) == set(schemas.SCHEMAS)
     write_restart(store, "c", 0)
     full = results.scan(Path(store.uri) / RUN)
     for name, frame in frames.items():
-        assert frame.collect_schema().names() == results.SCHEMAS[name].names
+        assert frame.collect_schema().names() == schemas.SCHEMAS[name].names
         assert frame.collect().height == 0
         assert frame.collect_schema() == full[name].collect().schema, name
 
 
 def test_only_one_of_two_writers_of_a_part_wins(store: Store) -> None:
     def write(n: int) -> bool:
-        return results.write_part(store, RUN, "failures", "build-a", [{"message": f"writer {n}"}])
+        return parts.write_part(store, RUN, "failures", "build-a", [{"message": f"writer {n}"}])
 
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(write, range(8)))
@@ -97,24 +97,24 @@ def test_only_one_of_two_writers_of_a_part_wins(store: Store) -> None:
 
 def test_a_column_that_a_dataset_does_not_have_is_an_error(store: Store) -> None:
     with pytest.raises(ValueError, match=r"timings: no column \['second'\]; did you mean 'seconds'\?"):
-        results.write_part(store, RUN, "timings", "c-r0000", [{"second": 1.0}])
+        parts.write_part(store, RUN, "timings", "c-r0000", [{"second": 1.0}])
     for run, stem in (("sweep", "c"), ("../x", "c"), ("a/b/c", "c"), (RUN, "../c"), (RUN, "a/b"), (RUN, "")):
         with pytest.raises(ValueError, match=r"is not <sweep>/<run id>|cannot name a part"):
-            results.write_part(store, run, "timings", stem, [])
+            parts.write_part(store, run, "timings", stem, [])
     assert store.keys("") == []
 
 
 def test_what_no_finished_piece_vouches_for_is_left_out(store: Store) -> None:
     write_restart(store, "c", 0)
     write_restart(store, "c", 1, finished=False)
-    results.write_part(store, RUN, "variants", "c-x", [{"cell": "c", "recipe": "r"}])
-    results.write_part(store, RUN, "failures", "c-r0001", [{"cell": "c", "message": "killed"}])
+    parts.write_part(store, RUN, "variants", "c-x", [{"cell": "c", "recipe": "r"}])
+    parts.write_part(store, RUN, "failures", "c-r0001", [{"cell": "c", "message": "killed"}])
     expected = dict.fromkeys(REPLICATED, 3) | {"pieces": 1, "failures": 1}
     assert lengths(store) == expected, "half a restart and an unfinished examination do not count; a failure does"
-    results.write_part(store, RUN, "pieces", "c-x", [{"piece": "c-x"}])
+    parts.write_part(store, RUN, "pieces", "c-x", [{"piece": "c-x"}])
     assert lengths(store) == expected | {"pieces": 2, "variants": 1}
-    assert results.finished(store, RUN)["pieces"] == {"c-r0000", "c-x"}
-    assert results.finished(store, RUN)["timings"] == {"c-r0000", "c-r0001"}
+    assert parts.finished(store, RUN)["pieces"] == {"c-r0000", "c-x"}
+    assert parts.finished(store, RUN)["timings"] == {"c-r0000", "c-r0001"}
 
 
 # --- folding ----------------------------------------------------------------------------------------------------
@@ -125,14 +125,14 @@ def test_a_fold_that_stops_after_any_step_shows_the_same_rows(store: Store) -> N
         for restart in range(3):
             write_restart(store, cell, restart)
     write_restart(store, "c", 3, finished=False)
-    results.write_part(store, RUN, "failures", "c-r0003", [{"cell": "c", "message": "killed"}])
+    parts.write_part(store, RUN, "failures", "c-r0003", [{"cell": "c", "message": "killed"}])
     before = contents(store)
     for _ in range(2):  # the second time, everything is done already
-        for step in (results.write_folded, results.commit_folded, results.delete_folded):
+        for step in (folding.write_folded, folding.commit_folded, folding.delete_folded):
             step(store, RUN, "c")
             assert contents(store) == before, step.__name__
-    assert {stem for stem in results.finished(store, RUN)["timings"] if stem.startswith("c-r0")} == {"c-r0003"}
-    assert "c" in results.finished(store, RUN)["pieces"]
+    assert {stem for stem in parts.finished(store, RUN)["timings"] if stem.startswith("c-r0")} == {"c-r0003"}
+    assert "c" in parts.finished(store, RUN)["pieces"]
 
 
 def test_a_fold_that_stops_between_two_parts_shows_the_same_rows(store: Store) -> None:
@@ -166,33 +166,33 @@ def test_a_fold_that_stops_between_two_parts_shows_the_same_rows(store: Store) -
         stopping = Stops(store.uri)
         stopping.left = n % 7
         try:
-            results.fold(stopping, RUN, "c")
+            folding.fold(stopping, RUN, "c")
         except KeyboardInterrupt:
             assert contents(store) == before
             continue
         break
     assert contents(store) == before
-    assert operations > 15 and results.finished(store, RUN)["timings"] == {"c"}
+    assert operations > 15 and parts.finished(store, RUN)["timings"] == {"c"}
 
 
 def test_restarts_that_come_after_an_interrupted_or_a_finished_fold_count_once(store: Store) -> None:
     write_restart(store, "c", 0)
     write_restart(store, "c", 1)
-    results.write_folded(store, RUN, "c")
+    folding.write_folded(store, RUN, "c")
     write_restart(store, "c", 2)
     before = contents(store)
-    results.fold(store, RUN, "c")
+    folding.fold(store, RUN, "c")
     assert contents(store) == before
     write_restart(store, "c", 3)
     assert lengths(store) == dict.fromkeys(REPLICATED, 12) | {"pieces": 4}
-    results.fold(store, RUN, "c")
+    folding.fold(store, RUN, "c")
     assert lengths(store) == dict.fromkeys(REPLICATED, 12) | {"pieces": 4}
 
 
 def test_a_folded_part_is_sorted(store: Store) -> None:
     for restart in (10, 9, 11):
         write_restart(store, "c", restart)
-    results.fold(store, RUN, "c")
+    folding.fold(store, RUN, "c")
     table = pl.read_parquet(store.url(f"{RUN}/timings/c.parquet"))
     assert table["restart"].to_list() == [9] * 3 + [10] * 3 + [11] * 3
 
@@ -211,9 +211,9 @@ def test_no_order_of_writing_and_folding_loses_or_doubles_a_row(
             finished += step == "restart"
         else:
             name = "fold" if step == "fold" else f"{step}_folded"
-            if step == "commit" and "c" not in results.finished(store, RUN)["pieces"]:
-                results.write_folded(store, RUN, "c")  # the step that comes before it
-            getattr(results, name)(store, RUN, "c")
+            if step == "commit" and "c" not in parts.finished(store, RUN)["pieces"]:
+                folding.write_folded(store, RUN, "c")  # the step that comes before it
+            getattr(folding, name)(store, RUN, "c")
         expected = dict.fromkeys(REPLICATED, 3 * finished) | {"pieces": finished} if finished else {}
         assert lengths(store) == expected
 
@@ -229,7 +229,7 @@ def test_a_truncated_part_is_named(store: Store, keep: int) -> None:
     with pytest.raises(InputError, match=r"blocks/c-r0000\.parquet: truncated, or not a Parquet part"):
         results.scan(Path(store.uri) / RUN)
     with pytest.raises(InputError, match=r"blocks/c-r0000\.parquet: truncated"):
-        results.fold(store, RUN, "c")
+        folding.fold(store, RUN, "c")
     assert part.exists(), "what was measured stays untouched"
 
 
@@ -295,14 +295,14 @@ def test_results_of_a_remote_store_are_found_and_vouched_for_through_it(tmp_path
     for restart in range(2):
         write_restart(store, "c", restart)
     write_restart(store, "c", 2, finished=False)
-    assert [part.stem for part in results.counting_parts(store, RUN)["timings"]] == ["c-r0000", "c-r0001"]
-    results.fold(store, RUN, "c")
-    parts = results.counting_parts(store, RUN)
-    assert [part.stem for part in parts["timings"]] == ["c"] == [part.stem for part in parts["pieces"]]
-    assert store.url(parts["timings"][0].key) == f"memory://bucket/{RUN}/timings/c.parquet"
+    assert [part.stem for part in parts.counting_parts(store, RUN)["timings"]] == ["c-r0000", "c-r0001"]
+    folding.fold(store, RUN, "c")
+    counting = parts.counting_parts(store, RUN)
+    assert [part.stem for part in counting["timings"]] == ["c"] == [part.stem for part in counting["pieces"]]
+    assert store.url(counting["timings"][0].key) == f"memory://bucket/{RUN}/timings/c.parquet"
     store.put(f"{RUN}/timings/c.parquet", b"torn", create=False)
     with pytest.raises(InputError, match=r"memory://bucket/.*/timings/c\.parquet: truncated"):
-        results.counting_parts(store, RUN)
+        parts.counting_parts(store, RUN)
 
 
 @pytest.mark.slow
@@ -349,10 +349,10 @@ def test_a_part_of_version_1_is_read_with_what_its_missing_columns_would_have_he
 def test_one_cell_can_be_read_without_looking_at_the_parts_of_others(store: Store) -> None:
     for cell in ("c", "c2", "d"):
         write_restart(store, cell, 0)
-    results.fold(store, RUN, "d")
+    folding.fold(store, RUN, "d")
     assert set(results.scan(store.url(RUN), "c")["timings"].collect()["cell"]) == {"c"}
     assert set(results.scan(store.url(RUN), "d")["timings"].collect()["cell"]) == {"d"}
-    parts = results.counting_parts(store, RUN, "c")
-    assert {part.stem for part in parts["timings"]} == {"c-r0000"}
-    results.write_part(store, RUN, "ceilings", "ceilings-B-0", [{"what": "read"}])
+    counting = parts.counting_parts(store, RUN, "c")
+    assert {part.stem for part in counting["timings"]} == {"c-r0000"}
+    parts.write_part(store, RUN, "ceilings", "ceilings-B-0", [{"what": "read"}])
     assert results.scan(store.url(RUN), "c")["ceilings"].collect().height == 1

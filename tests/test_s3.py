@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_bench import results, status
+from llama_bench import folding, parts, results, status
 from llama_bench.claims import Claims
 from llama_bench.errors import InputError, StoreError, WorkError
 from llama_bench.store import Store, clean, weight_key
@@ -125,11 +125,11 @@ def test_parts_are_read_back_and_a_run_is_looked_at_from_anywhere(place: str) ->
     for restart in range(2):
         stem = f"{cell}-r{restart:04d}"
         row = {"cell": cell, "restart": restart}
-        assert results.write_part(store, RUN, "blocks", stem, [{**row, "recipe": "original", "log_seconds": 0.0}])
-        assert results.write_part(store, RUN, "pieces", stem, [{**row, "piece": stem, "kind": "restart"}])
-        assert not results.write_part(store, RUN, "pieces", stem, [{"piece": "another"}])
+        assert parts.write_part(store, RUN, "blocks", stem, [{**row, "recipe": "original", "log_seconds": 0.0}])
+        assert parts.write_part(store, RUN, "pieces", stem, [{**row, "piece": stem, "kind": "restart"}])
+        assert not parts.write_part(store, RUN, "pieces", stem, [{"piece": "another"}])
     assert status.read(store, RUN).cells[0].restarts == 2
-    results.fold(store, RUN, cell)
+    folding.fold(store, RUN, cell)
     assert store.keys(f"{RUN}/pieces") == [f"{RUN}/pieces/{cell}.parquet"]
     frames = results.scan(f"{place}/{RUN}")
     assert frames["blocks"].select("restart").collect()["restart"].to_list() == [0, 1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.cluster.build import build
 from llama_bench.cluster.connect import BUILDER, Node, on
 from llama_bench.errors import LlamaBenchError, StoreError
@@ -95,7 +95,7 @@ def _task(artifact: Artifact, store_uri: str, run: str) -> Iterator[str | Fault 
             build(artifact, store)
         wall = time.perf_counter() - begin
         row = {"piece": piece(artifact), "kind": "build", "started_at": started_at, "wall_s": wall}
-        results.write_part(store, run, "pieces", piece(artifact), [{**row, "node": node, "other_s": wall}])
+        parts.write_part(store, run, "pieces", piece(artifact), [{**row, "node": node, "other_s": wall}])
     except Exception as error:  # a fault of a library or of ours: one failed variant, never the end of the sweep
         yield fault(artifact, error)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.claims import Claims, Driver
 from llama_bench.cluster.build_task import OUT_OF_MEMORY, Fault, piece, submit
 from llama_bench.cluster.connect import BUILDER, Node
@@ -241,7 +241,7 @@ class Building:
         """Return the artifacts that a killed driver was building and that have no row in `pieces`."""
         if not (left := self.claims.left_behind()):
             return set()
-        there = results.stems_of(self.store, self.run, "pieces")
+        there = parts.stems_of(self.store, self.run, "pieces")
         return {a.id for a in self.needed.values() if piece(a) in left and piece(a) not in there}
 
     def _memory_bytes(self, artifact: Artifact) -> int:

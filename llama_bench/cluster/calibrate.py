@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Literal
 
-from llama_bench import calibration, results, versions
+from llama_bench import calibration, parts, versions
 from llama_bench import plan as planning
 from llama_bench.bench import machine
 from llama_bench.calibration import Design
@@ -103,7 +103,7 @@ def _measure(
     plan: Plan, store: Store, outcome: RunResult, facts: dict[str, Any], beside: int, on_event: OnEvent
 ) -> None:
     """Measure the cells that are left, `beside` of them at a time; one that fails is told, and the others go on."""
-    finished = results.finished(store, outcome.run)["pieces"]
+    finished = parts.finished(store, outcome.run)["pieces"]
     memory = int(NODE_MEMORY_SHARE * facts["memory_bytes"]) // beside
     examined: dict[str, Executed | Lost | None] = {}  # every cell has the same sessions
     jobs = []

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from llama_bench import results
+from llama_bench import parts, results
 from llama_bench.bench import machine, roofline
 from llama_bench.cluster.job import Event, Job, event
 from llama_bench.cluster.launch import Launcher, Lost
@@ -45,7 +45,7 @@ def _beaten(job: Job, store: Store) -> bool:
 
 def _stems(job: Job, store: Store) -> set[str]:
     prefix = f"ceilings-{job.cell.target_name}-{machine.fingerprint(dict(job.node))}"
-    return {stem for stem in results.finished(store, job.run)["pieces"] if stem.startswith(prefix)}
+    return {stem for stem in parts.finished(store, job.run)["pieces"] if stem.startswith(prefix)}
 
 
 def _measure(job: Job, launcher: Launcher, store: Store, why: str) -> Iterator[Event]:
@@ -63,8 +63,8 @@ def _measure(job: Job, launcher: Launcher, store: Store, why: str) -> Iterator[E
     cache = None if cell.target.needs_gpu else job.node.get("cache_bytes")
     rows = [{**node, **asdict(one), "cache_bytes": one.cache_bytes or cache} for one in found]
     stem = f"ceilings-{cell.target_name}-{hardware}-{len(_stems(job, store))}"
-    results.write_part(store, job.run, "ceilings", stem, rows)
+    parts.write_part(store, job.run, "ceilings", stem, rows)
     wall = time.perf_counter() - begin
     piece: dict[str, Any] = {"piece": stem, "kind": "ceilings", "target": cell.target_name, "node": job.node_id}
     piece |= {"started_at": started_at, "wall_s": wall, "other_s": wall}
-    results.write_part(store, job.run, "pieces", stem, [piece])
+    parts.write_part(store, job.run, "pieces", stem, [piece])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from llama_bench import engines, results, versions
+from llama_bench import engines, folding, parts, versions
 from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.deadline import deadline_s
@@ -80,7 +80,7 @@ def measure_cell(
         yield from _measure_group(cell, number, [ready[name] for name in names], job.measure.budget_s / len(groups))
     yield from _confirm(cell, ready)
     yield from measure_beaten_ceilings(job, launcher, store)
-    results.fold(store, job.run, job.cell.id)
+    folding.fold(store, job.run, job.cell.id)
 
 
 def _given(store: Store, cell: PlannedCell) -> Given:
@@ -183,7 +183,7 @@ def _write(job: Job, store: Store, restart: int, rows: Rows) -> bool:
     The first part that is written claims the number: so no two coordinators mix theirs, however a network delays one.
     """
     stem = f"{job.cell.id}-r{restart:04d}"
-    return all(results.write_part(store, job.run, dataset, stem, part) for dataset, part in rows.items())
+    return all(parts.write_part(store, job.run, dataset, stem, part) for dataset, part in rows.items())
 
 
 def _lost(cell: Cell, turn: Turn, lost: Lost) -> Iterator[Event]:

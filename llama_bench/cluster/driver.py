@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ray
 
+from llama_bench import parts, results, versions
 from llama_bench import plan as planning
-from llama_bench import results, versions
 from llama_bench.claims import Claims, Driver
 from llama_bench.cluster import alone, connect
 from llama_bench.cluster.autoscaler import node_types
@@ -262,7 +262,7 @@ class _Driver:
 
     @cached_property
     def _pieces(self) -> set[str]:
-        return results.finished(self.store, self.outcome.run)["pieces"]
+        return parts.finished(self.store, self.outcome.run)["pieces"]
 
     @cached_property
     def _cells_with_failures(self) -> set[str]:

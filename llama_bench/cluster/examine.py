@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.cluster.job import Event, Job, Prepared, event, failure, insist
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import variant_row, where
@@ -55,10 +55,10 @@ def examine(
             rows.append(variant_row(job.cell, one.arm, one.manifest, effects, one.settings, what))
             done.examined[one.arm.name] = rows[-1]
     stem = f"{job.cell.id}-x" + ("" if len(done.examined) == len(rows) else str(len(done.examined)))
-    results.write_part(store, job.run, "variants", stem, rows)
+    parts.write_part(store, job.run, "variants", stem, rows)
     wall = time.perf_counter() - begin
     piece = {"piece": stem, "kind": "examine", "node": job.node_id, "started_at": started_at, "wall_s": wall}
-    results.write_part(store, job.run, "pieces", stem, [{**where(job.cell), **piece, "other_s": wall}])
+    parts.write_part(store, job.run, "pieces", stem, [{**where(job.cell), **piece, "other_s": wall}])
 
 
 def _examine_one(folder: Path, settings: Mapping[str, Any], task: Task) -> executed.Executed:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.claims import Claims
 from llama_bench.cluster.build_task import piece
 from llama_bench.cluster.rows import where
@@ -53,8 +53,8 @@ class Failures:
 
     def _add(self, stem: str, rows: list[dict[str, Any]]) -> None:
         """Write rows under a number of their own; of two writers that count at once the second counts on."""
-        number = len(results.stems_of(self._store, self._run, "failures"))
+        number = len(parts.stems_of(self._store, self._run, "failures"))
         at = datetime.now(UTC)
         rows = [{**row, "at": at} for row in rows]
-        while not results.write_part(self._store, self._run, "failures", f"{stem}{number:04d}", rows):
+        while not parts.write_part(self._store, self._run, "failures", f"{stem}{number:04d}", rows):
             number += 1

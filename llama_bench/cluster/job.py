@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.rows import where
 from llama_bench.passes.info import Kind
@@ -81,8 +81,8 @@ def failure(
     kind = lost.kind if lost.final else ONE_RESTART
     row: dict[str, Any] = {"restart": restart, "group": group, "recipe": lost.arm, "stage": lost.stage, "kind": kind}
     row |= {"message": lost.message, "node": job.node_id, "at": datetime.now(UTC)}
-    stem = f"{job.cell.id}-f{len(results.finished(store, job.run)['failures']):04d}"
-    results.write_part(store, job.run, "failures", stem, [{**where(job.cell), **row}])
+    stem = f"{job.cell.id}-f{len(parts.finished(store, job.run)['failures']):04d}"
+    parts.write_part(store, job.run, "failures", stem, [{**where(job.cell), **row}])
     if lost.final and lost.arm is not None:
         done.lost.add(lost.arm)
     what = f"{job.cell.label} {lost.arm or ''}".strip()

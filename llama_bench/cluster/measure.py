@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from llama_bench import results
+from llama_bench import parts, results
 from llama_bench.claims import Claims
 from llama_bench.cluster.actors import SHARE, Actors
 from llama_bench.cluster.assign import ELSEWHERE
@@ -215,7 +215,7 @@ class Measuring:
             if holder is not None:
                 self.outcome.held[cell.label] = str(holder)
                 self.on_event(Event("cell", cell.label, "held", detail=f"by {holder}"))
-            elif not self.retry_failed and results.has_part(self.store, self.outcome.run, "pieces", cell.id):
+            elif not self.retry_failed and parts.has_part(self.store, self.outcome.run, "pieces", cell.id):
                 # finished by another driver since this one looked
                 self.claims.release([cell.id])
                 self.outcome.reused += 1

@@ -9,7 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from llama_bench.results import SCHEMAS, finished, scan
+from llama_bench.parts import finished
+from llama_bench.results import scan
+from llama_bench.schemas import SCHEMAS
 from llama_bench.stats.evidence import no_op
 from llama_bench.stats.ratios import name_arms, restart_ratios, stein_total
 from llama_bench.store import Store

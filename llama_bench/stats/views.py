@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from llama_bench import results
+from llama_bench import results, schemas
 from llama_bench.errors import InputError, nearest
 from llama_bench.stats import accuracy, cells, generation, pareto, sizes, speedups
 from llama_bench.stats.judged import judge_run
@@ -76,7 +76,7 @@ def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames
         pareto=pl.defer(lambda: pareto.table(judged(), by_arm(), sized()), schema=pareto.SCHEMA),
         generation=pl.defer(lambda: generation.table(judged(), datasets["timings"]), schema=generation.SCHEMA),
         run=run,
-        **{name: datasets[name] for name in results.SCHEMAS},
+        **{name: datasets[name] for name in schemas.SCHEMAS},
     )
 
 

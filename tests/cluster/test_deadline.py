@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama_bench import results
+from llama_bench import parts, results
 from llama_bench.bench import machine
 from llama_bench.cluster.deadline import LEAST_S, deadline_s
 from llama_bench.cluster.job import Job
@@ -34,8 +34,8 @@ def ceilings(store: Store, flops_per_s: float, hardware: str, number: int = 0) -
         for what, dtype, rate in rates
     ]
     stem = f"ceilings-cpu-{hardware}-{number}"
-    results.write_part(store, RUN, "ceilings", stem, rows)
-    results.write_part(store, RUN, "pieces", stem, [{"piece": stem, "kind": "ceilings"}])
+    parts.write_part(store, RUN, "ceilings", stem, rows)
+    parts.write_part(store, RUN, "pieces", stem, [{"piece": stem, "kind": "ceilings"}])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import llama_bench
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.bench import machine
 from llama_bench.cluster.build import build
 from llama_bench.cluster.cell import measure_cell
@@ -101,7 +101,7 @@ def test_an_arm_lost_twice_in_a_row_ends_the_coordinator_where_another_node_coul
 def test_a_restart_whose_number_somebody_else_has_written_is_thrown_away_whole(job: Job, store: Store) -> None:
     def meanwhile(restart: int, made: list[Process]) -> None:
         if restart == 1:  # another coordinator, which a network had held up, writes its first part
-            results.write_part(store, job.run, "timings", f"{job.cell.id}-r0001", [{"cell": job.cell.id, "restart": 1}])
+            parts.write_part(store, job.run, "timings", f"{job.cell.id}-r0001", [{"cell": job.cell.id, "restart": 1}])
 
     frames, _ = measure(job, meanwhile)
     assert frames.pieces.filter(kind="restart").collect()["restart"].sort().to_list() == [0, 2, 3]

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from llama_bench import results
+from llama_bench import parts
 from llama_bench.bench import machine
 from llama_bench.bench.interference import Observed
 from llama_bench.store import Store
@@ -142,7 +142,7 @@ def test_an_interrupted_confirmation_goes_on_where_it_stopped(tiny: dict[str, An
         folded.unlink()
         for restart in range(5):
             mine = [row for row in rows if row["restart"] == restart]
-            results.write_part(store, f"tiny/{store_url.name}", dataset, f"{folded.stem}-r{restart:04d}", mine)
+            parts.write_part(store, f"tiny/{store_url.name}", dataset, f"{folded.stem}-r{restart:04d}", mine)
     again = measure(tiny, store)[0].timings.collect()
     assert again.filter(pl.col("restart") < 5).equals(first.filter(pl.col("restart") < 5))
     assert again.filter(pl.col("phase") == "confirm")["restart"].unique().sort().to_list() == [3, 4, 5]

@@ -11,7 +11,7 @@ import pytest
 from llama_bench.bench.interference import Observed
 from llama_bench.cluster.rows import restart_rows
 from llama_bench.plan import make
-from llama_bench.results import SCHEMAS
+from llama_bench.schemas import SCHEMAS
 from llama_bench.sweep import Sweep
 
 SEEN = Observed(0.0, 0.1, None, None, None, None, None)

@@ -13,7 +13,9 @@ import polars as pl
 import pyarrow as pa
 
 from llama_bench import plan
-from llama_bench.results import SCHEMAS, write_part, write_run
+from llama_bench.parts import write_part
+from llama_bench.results import write_run
+from llama_bench.schemas import SCHEMAS
 from llama_bench.store import Store
 from llama_bench.sweep import CONTROL, Sweep
 

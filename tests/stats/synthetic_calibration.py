@@ -12,7 +12,9 @@ import polars as pl
 
 from llama_bench import calibration, plan
 from llama_bench.calibration import Design
-from llama_bench.results import SCHEMAS, write_part, write_run
+from llama_bench.parts import write_part
+from llama_bench.results import write_run
+from llama_bench.schemas import SCHEMAS
 from llama_bench.stats import views
 from llama_bench.store import Store
 from llama_bench.sweep import CONTROL

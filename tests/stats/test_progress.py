@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llama_bench import results
+from llama_bench import folding, parts, results
 from llama_bench.stats import progress
 from llama_bench.store import Store
 from llama_bench.sweep import Measure
@@ -37,15 +37,15 @@ def restart(
         for i, (name, value) in enumerate(seconds.items())
     ]  # fmt: skip
     stem = f"{CELL}-r{number:04d}"
-    results.write_part(store, RUN, "blocks", stem, rows)
+    parts.write_part(store, RUN, "blocks", stem, rows)
     if committed:
         piece = {"piece": stem, "kind": "restart", "wall_s": 10.0 + number, "started_at": datetime.now(UTC)}
-        results.write_part(store, RUN, "pieces", stem, [{**where, **piece}])
+        parts.write_part(store, RUN, "pieces", stem, [{**where, **piece}])
 
 
 def failure(store: Store, recipe: str, kind: str, number: int | None = None) -> None:
     row = {**WHERE, "recipe": recipe, "kind": kind, "restart": number, "stage": "slot", "at": datetime.now(UTC)}
-    results.write_part(store, RUN, "failures", f"{CELL}-f{number}{recipe}", [row])
+    parts.write_part(store, RUN, "failures", f"{CELL}-f{number}{recipe}", [row])
 
 
 def read(store: Store, **options: Any) -> progress.Progress:
@@ -98,7 +98,7 @@ def test_folding_changes_no_progress(store: Store) -> None:
     for number in range(3):
         restart(store, number, {"original": 1.0, "fast": 0.5 + number / 10})
     before = read(store)
-    results.fold(store, RUN, CELL)
+    folding.fold(store, RUN, CELL)
     assert read(store) == before
 
 
@@ -138,9 +138,9 @@ def test_dropped_blocks_are_counted_once_whatever_the_number_of_arms(store: Stor
         for block in range(3)
         for i, name in enumerate(("original", "fast"))
     ]
-    results.write_part(store, RUN, "blocks", f"{CELL}-r0000", rows)
+    parts.write_part(store, RUN, "blocks", f"{CELL}-r0000", rows)
     piece = {**WHERE, "restart": 0, "group": 0, "phase": "main", "kind": "restart", "wall_s": 1.0}
-    results.write_part(store, RUN, "pieces", f"{CELL}-r0000", [{**piece, "piece": f"{CELL}-r0000"}])
+    parts.write_part(store, RUN, "pieces", f"{CELL}-r0000", [{**piece, "piece": f"{CELL}-r0000"}])
     assert read(store).dropped == 1
 
 
@@ -148,7 +148,7 @@ def test_an_arm_with_an_answer_outside_its_bound_is_never_the_fastest(store: Sto
     restart(store, 0, {"original": 1.0, "fast": 0.5})
     row = {**WHERE, "restart": 0, "group": 0, "phase": "main", "control": False, "output": "logits"}
     rows = [{**row, "recipe": "original", "within_bound": True}, {**row, "recipe": "fast", "within_bound": False}]
-    results.write_part(store, RUN, "accuracy", f"{CELL}-r0000", rows)
+    parts.write_part(store, RUN, "accuracy", f"{CELL}-r0000", rows)
     found = read(store)
     assert found.wrong == {"fast"}
     assert "fast" in found.excluded

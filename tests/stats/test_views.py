@@ -8,7 +8,7 @@ import pytest
 
 import llama_bench
 from llama_bench.errors import InputError
-from llama_bench.results import SCHEMAS
+from llama_bench.schemas import SCHEMAS
 from llama_bench.stats import views
 
 
