@@ -72,7 +72,7 @@ class Dynamic(Calibrated):
     smooth: float | None = Field(
         None, ge=0, le=1, description="SmoothQuant's strength (0.5 is theirs): text tells which channels are large."
     )
-    reduce_range: Flag = Field(False, description="7 bits, for CPUs without VNNI, whose 16-bit sums overflow.")
+    reduce_range: Flag = Field(False, description="7 bits: without VNNI a CPU's 16-bit sums overflow.")
     exclude: Patterns = ()
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class Static(Calibrated):
     smooth: float | None = Field(
         None, ge=0, le=1, description="SmoothQuant's strength (0.5 is theirs): large channels go into the weights."
     )
-    reduce_range: Flag = Field(False, description="7 bits, for CPUs without VNNI, whose 16-bit sums overflow.")
+    reduce_range: Flag = Field(False, description="7 bits: without VNNI a CPU's 16-bit sums overflow.")
     exclude: Patterns = ()
 
 
