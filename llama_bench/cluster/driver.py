@@ -127,6 +127,7 @@ class _Driver:
         self._waits: list[str] = []
         self.store = store.patient(STORE_S, self._store_waits)
         claims.wait_with(self.store)
+        fleet.wait_with(self.store)
         self.failures = Failures(self.store, outcome.run, claims)
         self.broken: dict[str, str] = {}  # artifact id → why it is missing
 

@@ -22,6 +22,9 @@ LOOK_S = 1.0
 BRING_S = 1800.0
 """A node that an autoscaler was asked for and that has not come in so long will not come."""
 
+ASK_AGAIN_S = 60.0
+"""A node that did not reach the store is asked again after so long: what was in its way may be gone."""
+
 REJOIN_S = 60.0
 """How long the last node of a tag is waited for after it was lost: a raylet that is started again comes back."""
 
@@ -41,9 +44,14 @@ class Fleet:
         self.facts: dict[str, dict[str, Any]] = {}
         self.hardware: dict[str, str] = {}
         self._new: dict[str, Introduction] = {}
-        self._lame: dict[str, str] = {}
+        self._lame: dict[str, str] = {}  # node → why it does not reach the store
+        self._ask_again_at: dict[str, float] = {}
         self._lost_at: dict[str, float] = {}  # tag → when its last node was lost
         self._looked_at = float("-inf")
+
+    def wait_with(self, store: Store) -> None:
+        """Use `store`, the same place with patience."""
+        self._store = store
 
     def look(self, *, wait: bool = False) -> bool:
         """Take in the nodes that came and let go of those that went; True when any did.
@@ -56,7 +64,8 @@ class Fleet:
         self._looked_at = time.monotonic()
         alive = {node.id: node for node in connect.nodes()}
         changed = self._forget(alive)
-        known = {node.id for node in self.nodes} | set(self._new) | set(self._lame)
+        late = {node_id for node_id, at in self._ask_again_at.items() if time.monotonic() < at}
+        known = {node.id for node in self.nodes} | set(self._new) | late
         for node in alive.values():
             if node.id not in known and (node.builds or self._serves(node)):
                 self._new[node.id] = Introduction(self._store, node)
@@ -134,17 +143,24 @@ class Fleet:
                 continue
             del self._new[node_id]
             if answer.why is not None:
-                self._lame[node_id] = answer.why
-                detail = f"left out, it does not reach the store: {answer.why}"
-                self._on_event(Event("doubt", new.node.address, detail=detail))
+                self._leave_out(new.node, answer.why)
                 continue
             came = True
+            self._lame.pop(node_id, None)
+            self._ask_again_at.pop(node_id, None)
             self.nodes.append(new.node)
             self.facts[node_id], self.hardware[node_id] = answer.facts, machine.fingerprint(answer.facts)
             for doubt in machine.doubts(answer.facts) if self._serves(new.node) else ():
                 self._on_event(Event("doubt", new.node.address, detail=doubt))
         self.nodes.sort(key=lambda node: node.id)
         return came
+
+    def _leave_out(self, node: Node, why: str) -> None:
+        """Give a node no work until it is asked again."""
+        self._ask_again_at[node.id] = time.monotonic() + ASK_AGAIN_S
+        if self._lame.get(node.id) != why:
+            self._lame[node.id] = why
+            self._on_event(Event("doubt", node.address, detail=f"left out, it does not reach the store: {why}"))
 
     def _serves(self, node: Node) -> bool:
         return any(map(node.serves, self._targets.values()))

@@ -78,6 +78,29 @@ def test_nodes_that_come_and_go_are_noticed_and_a_loss_is_told(alive: list[Node]
     assert [event.detail for event in events if event.kind == "note"] == ["this node was lost (bench_cpu)"]
 
 
+def test_a_node_that_did_not_reach_the_store_is_asked_again_and_the_reason_is_told_once(
+    alive: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    found = fleet(tmp_path, [], events)
+    alive.append(BENCH)
+    monkeypatch.setattr(AtOnce, "why", "Not a directory")
+    for _ in range(2):
+        assert not found.look()
+    monkeypatch.setattr(AtOnce, "why", None)
+    assert not found.look()  # it is not yet time
+    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
+    found = fleet(tmp_path, [], events)
+    monkeypatch.setattr(AtOnce, "why", "Not a directory")
+    for _ in range(3):
+        assert not found.look()
+    monkeypatch.setattr(AtOnce, "why", None)
+    assert found.look()
+    assert found.nodes == [BENCH]
+    told = [event.detail for event in events if event.detail.startswith("left out")]
+    assert told == 2 * ["left out, it does not reach the store: Not a directory"]
+
+
 def test_the_last_node_of_a_tag_is_waited_for_a_while(
     alive: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
