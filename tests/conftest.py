@@ -12,6 +12,20 @@ from types import ModuleType
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that start Ray last, and with `-n` all into one process: each wants the machine for itself."""
+    on_ray = [item for item in items if item.get_closest_marker("ray")]
+    for item in on_ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    items[:] = [item for item in items if not item.get_closest_marker("ray")] + on_ray
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_terminal() -> None:
+    """Output is as wide as into a pipe, whatever the terminal of those who test (or pytest-xdist) says."""
+    os.environ.pop("COLUMNS", None)
+
+
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
     """The module tests/stats/synthetic.py: `world(recipes, …)` and `Truth`."""

@@ -29,7 +29,7 @@ def test_the_readme_has_one_command_that_runs_and_one_that_tests_and_ci_calls_it
     set_up = [line for line in _commands(README) if line.startswith("python3 -m venv")]
     assert [line.rpartition("&& ")[2] for line in set_up] == [
         ".venv/bin/python -m llama_bench run sweeps/quick.yaml",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n 2",
     ]
     assert set_up[1] in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert set_up[1] in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import polars as pl
 
@@ -96,15 +97,27 @@ def _given(store: Store, cell: PlannedCell) -> Given:
 def _skip_missing_engines(
     job: Job, launcher: Launcher, store: Store, done: Progress, ready: dict[str, Prepared]
 ) -> Iterator[Event]:
-    """Take out the arms whose engine this node does not have; each is skipped, with the reason."""
+    """Take out the arms whose engine this node does not have; each is skipped, with the reason.
+
+    A process is asked for each engine: its library may crash, and stays in memory.
+    """
+    by_engine: dict[str, list[str]] = {}
     for name, one in ready.items():
-        if one.arm.recipe.engine == DEFAULT_ENGINE:  # a fault of its own is told when its session is made
-            continue
-        reason = yield from insist(job, store, done, name, "engine", launcher, engines.missing, one.settings)
-        if isinstance(reason, Lost):
-            yield from failure(job, store, done, replace(reason, arm=name, stage="engine", final=True))
-        elif reason is not None:
-            yield from failure(job, store, done, Lost(name, "engine", SKIPPED, reason, True))
+        if one.arm.recipe.engine != DEFAULT_ENGINE:  # a fault of its own is told when its session is made
+            by_engine.setdefault(one.arm.recipe.engine, []).append(name)
+    for names in by_engine.values():
+        settings = [ready[name].settings for name in names]
+        reasons = yield from insist(job, store, done, names[0], "engine", launcher, _missing, settings)
+        for number, name in enumerate(names):
+            if isinstance(reasons, Lost):
+                yield from failure(job, store, done, replace(reasons, arm=name, stage="engine", final=True))
+            elif reasons[number] is not None:
+                yield from failure(job, store, done, Lost(name, "engine", SKIPPED, reasons[number], True))
+
+
+def _missing(settings: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Return for the settings of each arm why this machine cannot run it."""
+    return [engines.missing(one) for one in settings]
 
 
 def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:

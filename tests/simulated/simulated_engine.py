@@ -6,6 +6,7 @@ sweep that was disturbed a hundred times ends with the same timings as an undist
 SIMULATED_STORE      the folder of the store, in which it finds its cell and torch's outputs
 SIMULATED_TIMINGS    the recording, as `record.py` writes it; without one a run takes what it sleeps
 SIMULATED_ORDERS     a folder of orders: `<size>-<length>-<provider>.hang` or `.crash` befalls the next run of that cell
+SIMULATED_MISSING    why this machine does not have the engine
 SIMULATED_RUN_S      real seconds that a run sleeps, 0 unless said
 """
 
@@ -33,7 +34,7 @@ def settings(engine: str, session: Any, target: Any, physical_cores: int) -> dic
 
 
 def missing(settings: Mapping[str, Any]) -> str | None:
-    return None
+    return os.environ.get("SIMULATED_MISSING")
 
 
 def open_session(folder: Path, settings: Mapping[str, Any], task: Task) -> Session:
@@ -68,14 +69,15 @@ class Session(TimedSession):
         self._runs += 1
 
     def outputs(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what torch gave for the same inputs and this model's width: sizes have their inputs in common."""
         from safetensors.numpy import load_file
 
         for inputs in sorted(self._store.glob("artifacts/*/inputs.safetensors")):
-            found = load_file(inputs)
-            if found.keys() == self._task.inputs.keys() and all(
-                np.array_equal(found[name], self._task.inputs[name]) for name in found
-            ):
-                return load_file(inputs.with_name("reference.safetensors"))
+            found, given = load_file(inputs), self._task.inputs
+            if found.keys() == given.keys() and all(np.array_equal(found[name], given[name]) for name in found):
+                reference = load_file(inputs.with_name("reference.safetensors"))
+                if {value.shape[-1] for value in reference.values()} == {self._task.model["hidden_size"]}:
+                    return reference
         raise WorkError(f"{self._store}: no reference for these inputs")
 
     def score(self, windows: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
