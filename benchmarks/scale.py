@@ -100,15 +100,15 @@ def status(number: int, folder: Path) -> None:
     store = Store(folder / "store")
     begin_run(store, cells := number // 10)
     assert store.root is not None
-    parts = store.root / RUN / "pieces"
-    parts.mkdir()
+    listed = store.root / RUN / "pieces"
+    listed.mkdir()
     for n in range(cells):
         (store.root / "artifacts" / f"a{n}").mkdir(parents=True)
         for name in ("manifest.json", "model.onnx"):
             (store.root / "artifacts" / f"a{n}" / name).touch()
-        (parts / f"build-a{n}.parquet").touch()
+        (listed / f"build-a{n}.parquet").touch()
         for stem in pieces(n) if n % 10 == 0 else [f"{n:016x}"]:
-            (parts / f"{stem}.parquet").touch()
+            (listed / f"{stem}.parquet").touch()
     command = [sys.executable, "-m", "llama_bench", "status", store.url(RUN), "--json"]
     for _ in range(3):
         seconds, peak, told = timed(command)

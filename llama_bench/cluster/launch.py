@@ -6,10 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llama_bench.errors import WorkError
+from llama_bench.errors import StoreError, WorkError
 
 DEADLINE_S = 1800.0
 """For one call of one process where nothing better is known: a session that hangs costs its restart, not the sweep."""
+
+FILES_AWAY = (
+    "no such file",
+    "not a directory",
+    "file doesn't exist",  # ONNX Runtime
+    "stale file handle",  # NFS
+    "input/output error",
+    "transport endpoint is not connected",
+)
+"""Words of libraries that did not find what was there when the cell began: its store is away for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +63,10 @@ class Launcher(Protocol):
 
 
 def raised(error: BaseException) -> Lost:
-    """Return how a call was lost that raised `error`: the same call would raise it again."""
+    """Return how a call was lost that raised `error`: the same call would raise it again, unless files were away."""
     message = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
-    return Lost(None, "", type(error).__name__, " ".join(message.split()), True)
+    away = isinstance(error, (OSError, StoreError)) or any(words in message.lower() for words in FILES_AWAY)
+    return Lost(None, "", type(error).__name__, " ".join(message.split()), not away)
 
 
 def late(deadline_s: float) -> Lost:

@@ -72,6 +72,23 @@ def test_an_arm_lost_now_and_then_is_not_given_up(job: Job) -> None:
     assert frames.pieces.filter(kind="restart").collect()["restart"].sort().to_list() == [1, 3, 5]
 
 
+def test_a_model_that_is_not_there_for_a_moment_costs_one_restart(job: Job, store: Store) -> None:
+    folder = store.fetch(job.cell.arms[0].variant)
+    away = folder.with_name("away")
+
+    def meanwhile(restart: int, made: list[Process]) -> None:
+        if restart == 1:
+            folder.rename(away)
+        if restart == 2:
+            away.rename(folder)
+
+    frames, events = measure(job, meanwhile)
+    assert not [event for event in events if event["kind"] == "failure"]
+    assert frames.pieces.filter(kind="restart").collect()["restart"].sort().to_list() == [0, 2, 3]
+    [row] = frames.failures.collect().to_dicts()
+    assert (row["restart"], row["kind"], row["stage"]) == (1, "lost", "load")
+
+
 def test_an_arm_lost_twice_in_a_row_is_given_up_where_there_is_no_other_node(job: Job, store: Store) -> None:
     def always(restart: int, made: list[Process]) -> None:
         for process in made:

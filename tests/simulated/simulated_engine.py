@@ -76,7 +76,7 @@ class Session(TimedSession):
             found, given = load_file(inputs), self._task.inputs
             if found.keys() == given.keys() and all(np.array_equal(found[name], given[name]) for name in found):
                 reference = load_file(inputs.with_name("reference.safetensors"))
-                if {value.shape[-1] for value in reference.values()} == {self._task.model["hidden_size"]}:
+                if reference["hidden_states"].shape[-1] == self._task.model["hidden_size"]:
                     return reference
         raise WorkError(f"{self._store}: no reference for these inputs")
 
@@ -108,7 +108,10 @@ class Session(TimedSession):
 
     @property
     def _run(self) -> Path:
-        return max(path.parent for path in self._store.glob("*/*/run.json"))
+        found = sorted(self._store.glob("*/*/run.json"))
+        if not found:
+            raise FileNotFoundError(self._store)
+        return found[-1].parent
 
     @property
     def _finished(self) -> int:
