@@ -24,6 +24,8 @@ import polars as pl
 
 ROOT = Path(__file__).parent.parent
 
+SIMULATED = str(ROOT / "tests" / "simulated")
+
 RUN_S = 0.010  # an arm's simulated run
 CELLS_A_NODE = 3
 SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20}
@@ -49,8 +51,8 @@ def cluster(nodes: int, store: Path) -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
-    told = {"PYTHONPATH": f"{ROOT / 'tests' / 'simulated'}:{ROOT}", "SIMULATED_STORE": str(store)}
-    os.environ.update(told | {"SIMULATED_RUN_S": str(RUN_S), "CUDA_VISIBLE_DEVICES": ""})
+    told = {"SIMULATED_STORE": str(store), "SIMULATED_RUN_S": str(RUN_S), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ.update(told)
     found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 1, "resources": {"builder": 1}})
     try:
         for _ in range(nodes):
@@ -129,8 +131,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # this process plans the sweep, so it needs to know the engine too
-    if str(ROOT / "tests" / "simulated") not in os.environ.get("PYTHONPATH", ""):
-        os.environ["PYTHONPATH"] = f"{ROOT / 'tests' / 'simulated'}:{ROOT}"
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if SIMULATED not in path:  # this process plans the sweep, so it needs to know the engine from its start
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SIMULATED, str(ROOT), *path]))
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

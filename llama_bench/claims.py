@@ -58,6 +58,7 @@ class Claims:
         self.driver = Driver(secrets.token_hex(8), socket.gethostname(), os.getpid(), now)
         self.held: dict[str, str] = {}  # piece → key of our claim
         self.inherited: dict[str, Driver] = {}  # piece that was taken → the dead driver that had it
+        self._left: dict[str, str] = {}  # piece → key of that driver's claim
         self._end = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -97,13 +98,22 @@ class Claims:
             mine = f"{self.run}/claims/{piece}-{number + 1:04d}.json"
             if self.store.put(mine, json.dumps(asdict(self.driver)).encode()):
                 self.held[piece] = mine
+                if driver is not None and key is not None:
+                    self._left[piece] = key
         return None
 
     def release(self, pieces: Iterable[str]) -> None:
-        """Let go of `pieces` that this driver has; of others nothing happens."""
+        """Let go of `pieces` that this driver has; of others nothing happens.
+
+        The claim of the dead driver that had a piece before goes too: that it was lost is known by now.
+        """
         for piece in pieces:
             key = self.held.pop(piece, None)
-            if key is not None:
+            if key is None:
+                continue
+            if (left := self._left.pop(piece, None)) is not None:
+                self.store.delete([left])
+            if _driver(self.store, key) == self.driver:  # else we were thought dead, and its number is another's
                 self.store.delete([key])
 
     def left_behind(self) -> set[str]:

@@ -178,6 +178,24 @@ def test_work_of_a_dead_driver_is_inherited_and_its_driver_named(store: Store) -
             threading.Event().wait(0.05)
         second.take("other")
         assert second.inherited == {"cell": first.driver}
+        second.release(["cell"])
+        with Claims(store, RUN, lease_s=0.3) as third:  # whose loss is known by now
+            third.take("cell")
+            assert third.inherited == {}
+
+
+def test_a_driver_that_was_thought_dead_lets_go_of_nobody_elses_claim(store: Store) -> None:
+    first = Claims(store, RUN, lease_s=0.3).__enter__()
+    first.take("cell")
+    abandon(first)
+    with Claims(store, RUN, lease_s=0.3) as second, Claims(store, RUN, lease_s=0.3) as third:
+        while second.take("cell") is not None:
+            threading.Event().wait(0.05)
+        second.release(["cell"])
+        assert third.take("cell") is None
+        assert third.held == {"cell": first.held["cell"]}  # the numbers begin again
+        first.release(["cell"])
+        assert second.take("cell") == third.driver
 
 
 def test_a_claim_whose_answer_was_lost_on_its_way_is_ones_own(store: Store) -> None:

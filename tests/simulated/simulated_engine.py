@@ -146,3 +146,8 @@ class Quiet:
 def ceilings(provider: str, threads: int) -> list[Ceiling]:
     """Return ceilings that no recorded run comes near."""
     return [Ceiling("matmul", "fp32", 1e18, "simulated"), Ceiling("read", "", 1e18, "simulated")]
+
+
+def peak_bytes() -> int:
+    """Return the memory that a simulated process takes."""
+    return 100_000_000

@@ -30,6 +30,12 @@ def _ceilings(module: ModuleType) -> None:
     module.measure = ceilings
 
 
+def _memory(module: ModuleType) -> None:
+    from simulated_engine import peak_bytes
+
+    module.peak_bytes = peak_bytes
+
+
 def _deadline(module: ModuleType) -> None:
     module.LEAST_S = float(os.environ.get("SIMULATED_DEADLINE_S", module.LEAST_S))
 
@@ -37,6 +43,7 @@ def _deadline(module: ModuleType) -> None:
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "llama_bench.engines": _engines,
     "llama_bench.cluster.restart": _monitor,
+    "llama_bench.cluster.arm": _memory,
     "llama_bench.bench.roofline": _ceilings,
     "llama_bench.cluster.deadline": _deadline,
 }
