@@ -185,10 +185,10 @@ def test_work_of_a_dead_driver_is_inherited_and_its_driver_named(store: Store) -
 
 
 def test_a_driver_that_was_thought_dead_lets_go_of_nobody_elses_claim(store: Store) -> None:
-    first = Claims(store, RUN, lease_s=0.3).__enter__()
+    first = Claims(store, RUN, lease_s=1.0).__enter__()
     first.take("cell")
     abandon(first)
-    with Claims(store, RUN, lease_s=0.3) as second, Claims(store, RUN, lease_s=0.3) as third:
+    with Claims(store, RUN, lease_s=1.0) as second, Claims(store, RUN, lease_s=1.0) as third:
         while second.take("cell") is not None:
             threading.Event().wait(0.05)
         second.release(["cell"])
