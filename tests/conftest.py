@@ -11,13 +11,24 @@ from types import ModuleType
 
 import pytest
 
+ALONE = "alone"
+"""Group of the tests that want the whole machine: with `-n` they come last, one after another."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start Ray last, and with `-n` all into one process: each wants the machine for itself."""
-    on_ray = [item for item in items if item.get_closest_marker("ray")]
-    for item in on_ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    items[:] = [item for item in items if not item.get_closest_marker("ray")] + on_ray
+    """Put the tests that start Ray first, and with `-n` all into one process: they wait much, and others fill the gaps.
+
+    No two Rays then compete for the machine.
+    """
+
+    def group(item: pytest.Item) -> str | None:
+        marker = item.get_closest_marker("xdist_group")
+        return None if marker is None else str(marker.args[0])
+
+    for item in items:
+        if item.get_closest_marker("ray") and group(item) is None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: ("ray", None, ALONE).index(group(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)
