@@ -15,6 +15,7 @@ ALONE = "alone"
 """Group of the tests that want the whole machine: with `-n` they come last, one after another."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that start Ray first, and with `-n` all into one process: they wait much, and others fill the gaps.
 
