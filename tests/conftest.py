@@ -12,14 +12,13 @@ from types import ModuleType
 import pytest
 
 ALONE = "alone"
-"""Group of the tests that want the whole machine: with `-n` they come last, one after another."""
+"""Group of the tests that want the whole machine: they come last, with `-n` one after another."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start Ray first, and with `-n` all into one process: they wait much, and others fill the gaps.
-
-    No two Rays then compete for the machine.
+    """Put the tests that start Ray behind the others, with `-n` all into one process: two Rays would be in each other's
+    way.
     """
 
     def group(item: pytest.Item) -> str | None:
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray") and group(item) is None:
             item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: ("ray", None, ALONE).index(group(item)))
+    items.sort(key=lambda item: (None, "ray", ALONE).index(group(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)

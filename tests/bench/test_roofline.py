@@ -12,6 +12,8 @@ from llama_bench.bench.race import Ceiling, Run, Shape, Way, fastest
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
 
+pytestmark = pytest.mark.xdist_group("alone")  # what the machine can do is measured while nothing else runs
+
 SMALL: tuple[Shape, ...] = ((2, 2, 2), (4, 4, 4), (8, 8, 8))
 
 
