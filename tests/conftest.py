@@ -12,23 +12,16 @@ from types import ModuleType
 import pytest
 
 ALONE = "alone"
-"""Group of the tests that want the whole machine: they come last, with `-n` one after another."""
+"""Group of the tests that want the machine for themselves: those that start Ray, or measure what a CPU can do."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start Ray behind the others, with `-n` all into one process: two Rays would be in each other's
-    way.
-    """
-
-    def group(item: pytest.Item) -> str | None:
-        marker = item.get_closest_marker("xdist_group")
-        return None if marker is None else str(marker.args[0])
-
+    """Put the tests that want the machine for themselves last; with `-n` they all go into one process."""
     for item in items:
-        if item.get_closest_marker("ray") and group(item) is None:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: (None, "ray", ALONE).index(group(item)))
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group(ALONE))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is not None)
 
 
 @pytest.fixture(scope="session", autouse=True)

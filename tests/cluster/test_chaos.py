@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(LIMIT_S + 300),
-    pytest.mark.xdist_group("alone"),
 ]
 
 SHARE = float(os.environ.get("LLAMA_BENCH_FAULTS", "1"))
