@@ -21,6 +21,9 @@ FILES_AWAY = (
 )
 """Words of libraries that did not find what was there when the cell began: its store is away for a moment."""
 
+LIBRARY = "shared object file"
+"""Words of the loader for a library that is not installed, which are followed by "no such file" too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -65,8 +68,14 @@ class Launcher(Protocol):
 def raised(error: BaseException) -> Lost:
     """Return how a call was lost that raised `error`: the same call would raise it again, unless files were away."""
     message = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
-    away = isinstance(error, (OSError, StoreError)) or any(words in message.lower() for words in FILES_AWAY)
-    return Lost(None, "", type(error).__name__, " ".join(message.split()), not away)
+    return Lost(None, "", type(error).__name__, " ".join(message.split()), not _tells_of_files_away(error))
+
+
+def _tells_of_files_away(error: BaseException) -> bool:
+    text = str(error).lower()
+    if LIBRARY in text:
+        return False
+    return isinstance(error, (OSError, StoreError)) or any(words in text for words in FILES_AWAY)
 
 
 def late(deadline_s: float) -> Lost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +29,6 @@ from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
 from llama_bench.sweep import Measure, Target
-
-CELL_TRIES = 3
-"""A coordinator that is lost so often without a finished restart between gives its cell up."""
 
 HOLD_S = 120.0
 """A node that somebody else holds for longer is a failure, not an endless wait."""
@@ -76,7 +72,6 @@ class Measuring:
         self._places: dict[str, _Place] = {}  # node id → where it is held for a cell
         self._asked = Asked(fleet.types)
         self._asked_since: dict[Need, float] = {}
-        self._tries: Counter[str] = Counter()
         self._stale, self._filled_at = True, 0.0
 
     def add(self, cell: Cell) -> None:
@@ -130,7 +125,7 @@ class Measuring:
             self._lost(cell, place.node, error)
         else:
             if event.kind == "restart":
-                self._tries[cell.id] = 0
+                self._waiting.went_on(cell)
             if event.kind == "failure":
                 self.outcome.failures.append(f"{event.label}: {event.detail}")
             self.on_event(event)
@@ -230,8 +225,8 @@ class Measuring:
         rows = results.scan(self.store.url(self.outcome.run))["machines"].select("cell", "hardware").collect()
         return dict(rows.iter_rows())
 
-    def _wait_again(self, cell: Cell, lost_on: Node | None = None) -> None:
-        self._waiting.again(cell, lost_on=lost_on)
+    def _wait_again(self, cell: Cell) -> None:
+        self._waiting.again(cell)
         self._stale = True
 
     # ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,14 +262,14 @@ class Measuring:
         """Write the row of a coordinator that ended early; it gets another try, from its parts, where that may help."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         message = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
-        self._tries[cell.id] += 1
+        again = self._waiting.lost(cell, node)
         # killed, or without its store for a moment; any other exception of our own would come again
         may_help = not isinstance(error, RayTaskError) or isinstance(cause, (LlamaBenchError, OSError))
-        if not may_help or self._tries[cell.id] >= CELL_TRIES:
+        if not (may_help and again):
             self._failed(cell, type(cause).__name__, message)
             return
         self.failures.write(cell, kind=ONE_RESTART, message=message, node=node.id)
-        self._wait_again(cell, node)
+        self._wait_again(cell)
         self.on_event(Event("note", cell.label, detail=f"its coordinator was lost, trying again: {message}"))
 
     def _failed(self, cell: Cell, kind: str, message: str) -> None:

@@ -12,6 +12,9 @@ from llama_bench.cluster.fleet import Fleet
 from llama_bench.plan import Cell
 from llama_bench.sweep import Target
 
+CELL_TRIES = 3
+"""A coordinator that is lost so often without a finished restart between gives its cell up."""
+
 
 class Waiting:
     """Cells whose artifacts are built and that nobody measures yet.
@@ -26,16 +29,28 @@ class Waiting:
         self._homes: dict[Family, str] = {}
         self._begun: dict[str, str] = {}
         self._looked_up = False
-        self._avoided: dict[str, set[str]] = defaultdict(set)
+        self._avoided: dict[str, set[str]] = defaultdict(set)  # cell → nodes that have lost it
+        self._losses: Counter[str] = Counter()  # cell → times in a row that its coordinator was lost
 
     def add(self, cell: Cell) -> None:
         self.cells.append(cell)
 
-    def again(self, cell: Cell, *, lost_on: Node | None = None) -> None:
-        """Let a cell wait that was taken; on the node that has lost it only while there is no other."""
+    def again(self, cell: Cell) -> None:
+        """Let a cell wait that was taken."""
         self.cells.insert(0, cell)
-        if lost_on is not None:
-            self._avoided[cell.id].add(lost_on.id)
+
+    def lost(self, cell: Cell, node: Node) -> bool:
+        """Take in that `node` has lost the coordinator of `cell`; return whether the cell may be tried again.
+
+        It is, on that node only while there is no other.
+        """
+        self._losses[cell.id] += 1
+        self._avoided[cell.id].add(node.id)
+        return self._losses[cell.id] < CELL_TRIES
+
+    def went_on(self, cell: Cell) -> None:
+        """Take in that a restart of `cell` was finished: what is lost from now on is counted anew."""
+        self._losses[cell.id] = 0
 
     def turns(self, idle: Callable[[Node], bool]) -> list[tuple[Node, int]]:
         """Return in which order `idle` nodes choose, each with how strange a cell may be to it.
@@ -53,7 +68,7 @@ class Waiting:
             self._looked_up = True
             self._begun = {**self._begun_before(), **self._begun}
         found = order(self.cells, node, fleet.nodes, self._living_homes(), self._begun, fleet.hardware, strangest)
-        return [cell for cell in found if node.id not in self._avoided[cell.id] or not self.elsewhere(cell, node)]
+        return [cell for cell in found if node.id not in self._avoided[cell.id] or not self._has_another(cell, node)]
 
     def remove(self, cell: Cell) -> None:
         self.cells.remove(cell)
@@ -65,12 +80,11 @@ class Waiting:
         self._begun.setdefault(cell.id, self._fleet.hardware[node.id])
 
     def elsewhere(self, cell: Cell, node: Node) -> bool:
-        """Whether another node could go on with the cell: of the same hardware, and it has not lost it yet."""
-        hardware, avoided = self._fleet.hardware, self._avoided[cell.id]
-        return any(
-            other.id != node.id and hardware[other.id] == hardware[node.id] and other.id not in avoided
-            for other in self._fleet.serving(cell.target)
-        )
+        """Whether another node is to go on with the cell, should `node` lose it now.
+
+        Not when that would give the whole cell up: its last coordinator gives up the arm that cannot be timed.
+        """
+        return self._losses[cell.id] + 1 < CELL_TRIES and self._has_another(cell, node)
 
     def homeless(self) -> dict[Need, tuple[Target, int]]:
         """Return for what is asked of nodes one such target, and how many families wait for it without a home."""
@@ -80,6 +94,14 @@ class Waiting:
             if family(cell) not in homes:
                 found.setdefault(need(cell.target), (cell.target, set()))[1].add(family(cell))
         return {key: (target, len(families)) for key, (target, families) in found.items()}
+
+    def _has_another(self, cell: Cell, node: Node) -> bool:
+        """Whether there is another node of the same hardware that has not lost the cell."""
+        hardware, avoided = self._fleet.hardware, self._avoided[cell.id]
+        return any(
+            other.id != node.id and hardware[other.id] == hardware[node.id] and other.id not in avoided
+            for other in self._fleet.serving(cell.target)
+        )
 
     def _living_homes(self) -> dict[Family, str]:
         alive = {node.id for node in self._fleet.nodes}
