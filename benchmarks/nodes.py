@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -41,7 +42,7 @@ def sweep_of(cells: int) -> dict[str, Any]:
         "recipes": {"original": {"engine": "simulated"}, "other": {"engine": "simulated", "session": {"io": "host"}}},
         "workloads": {"prefill": {"sequence": 8, "outputs": "hidden"}},
         "targets": {f"t{n}": {"tag": "bench_cpu", "threads": 1} for n in range(cells)},
-        "measure": {"restarts": 2, "blocks": 15, "runs": 3, "half_width": None, "confirm": False},
+        "measure": {"restarts": 6, "blocks": 15, "runs": 3, "half_width": None, "confirm": False},
     }
 
 
@@ -75,24 +76,26 @@ def measure(nodes: int, folder: Path) -> None:
     store = Store(folder / "store")
     sweep = Sweep.model_validate(sweep_of(CELLS_A_NODE * nodes))
     with cluster(nodes, folder / "store"):
-        cpu_s = [_cpu_s()]
+        used = [_cpu_s()]
 
         def hear(event: Event) -> None:
             if event.kind == "builds":  # it has planned, knows the nodes, and begins
-                cpu_s.append(_cpu_s())
+                used.append(_cpu_s())
 
         result = driver.run(sweep, store, on_event=hear)
-        cpu_s.append(_cpu_s())
+        used.append(_cpu_s())
     assert result.measured == CELLS_A_NODE * nodes, result
     frames = llama_bench.load(store.url(result.run))
     pieces, blocks = frames.pieces.collect(), frames.blocks.collect()
     restarts = pieces.filter(kind="restart")
     waits = waits_between_slots(blocks, restarts)
     handed = handovers(pieces)
+    (before, _), (begun, begun_own), (ended, ended_own) = used
     starting = (restarts["start_s"] + restarts["load_s"] + restarts["warmup_s"]).to_numpy()
     print(
-        f"{nodes:3} nodes  {pieces.height:4} pieces  driver {1e3 * (cpu_s[2] - cpu_s[1]) / pieces.height:6.2f} ms CPU "
-        f"a piece, {cpu_s[1] - cpu_s[0]:.1f} s before the first  "
+        f"{nodes:3} nodes  {pieces.height:4} pieces  driver {1e3 * (ended - begun) / pieces.height:6.2f} ms CPU "
+        f"a piece, {1e3 * (ended_own - begun_own) / pieces.height:.2f} ms of it in our own thread, "
+        f"{begun - before:.1f} s before the first  "
         f"wait between slots p50 {1e3 * np.quantile(waits, 0.5):5.1f} p95 {1e3 * np.quantile(waits, 0.95):5.1f} ms "
         f"({len(waits)} of {blocks.height} slots)  next cell on a node after p50 {np.quantile(handed, 0.5):.2f} "
         f"p95 {np.quantile(handed, 0.95):.2f} s  starting processes {starting.mean():.1f} s a restart",
@@ -100,10 +103,10 @@ def measure(nodes: int, folder: Path) -> None:
     )
 
 
-def _cpu_s() -> float:
-    """Return the seconds of CPU that this process has used, Ray's threads in it included."""
+def _cpu_s() -> tuple[float, float]:
+    """Return the seconds of CPU that this process has used, Ray's threads in it included, and this thread alone."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return used.ru_utime + used.ru_stime, time.thread_time()
 
 
 def waits_between_slots(blocks: pl.DataFrame, restarts: pl.DataFrame) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
     python benchmarks/scale.py plan      100,000 variants planned: seconds, and the most memory of the process
     python benchmarks/scale.py status    `status` of 100,000 pieces, nine cells in ten folded, as a whole command
     python benchmarks/scale.py rows      100 million timing rows into the tables; DuckDB on the same files beside it
+    python benchmarks/scale.py parts     20,000 parts that are not folded, their footers read; DuckDB beside it
 
 Each figure is of a fresh process; `--number N` takes another size, `--keep DIR` keeps what is written (1 GB of rows).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -201,7 +203,51 @@ def write_rows(store: Store, cells: int) -> None:
         store.put(f"{RUN}/pieces/{stem}.parquet", parts.as_parquet("pieces", piece, held))
 
 
-PARTS = {"plan": (plan, 100_000), "status": (status, 100_000), "rows": (rows, 100_000_000)}
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SMALL = ("timings", "blocks", "machines", "accuracy", "pieces")
+"""Datasets of which each restart has a part."""
+
+SCAN = """
+import sys, polars as pl
+from llama_bench.results import scan
+print(scan(sys.argv[1])["pieces"].select(pl.len()).collect().item())
+"""
+
+DUCKDB_SCAN = """
+import sys, duckdb
+duckdb.sql("SET threads = 2; SET enable_progress_bar = false")
+for name in sys.argv[2:]:
+    found = duckdb.sql(f"SELECT count(*) FROM read_parquet('{sys.argv[1]}/{name}/*.parquet')").fetchone()
+print(found[0])
+"""
+
+
+def small_parts(number: int, folder: Path) -> None:
+    store = Store(folder / "parts")
+    assert store.root is not None
+    begin_run(store, 1)
+    for dataset in SMALL:
+        row = {"cell": f"{0:016x}", "piece": f"{0:016x}-r0000", "kind": "restart", "seconds": 0.1, "recipe": "original"}
+        known = {name: value for name, value in row.items() if name in SCHEMAS[dataset].names}
+        parts.write_part(store, RUN, dataset, f"{0:016x}-r0000", [known])
+        first = store.root / RUN / dataset / f"{0:016x}-r0000.parquet"
+        for restart in range(1, number // len(SMALL)):
+            os.link(first, first.with_name(f"{0:016x}-r{restart:04d}.parquet"))
+    for name, code, where in (
+        ("parts scanned", SCAN, [store.url(RUN)]),
+        ("DuckDB, their rows counted", DUCKDB_SCAN, [store.url(RUN), *SMALL]),
+    ):
+        seconds, peak, told = timed([sys.executable, "-c", code, *where])
+        say(f"{number:,} {name}: {int(told):,} restarts", seconds, peak)
+
+
+PARTS = {
+    "plan": (plan, 100_000),
+    "status": (status, 100_000),
+    "rows": (rows, 100_000_000),
+    "parts": (small_parts, 20_000),
+}
 """What can be measured → how, and at which size unless it is said."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +13,7 @@ from llama_bench.errors import InputError
 from llama_bench.store import Store
 
 from .a_run import REPLICATED, RUN, write_restart
+from .effort import calls
 
 
 @pytest.fixture
@@ -88,17 +88,29 @@ def test_results_of_a_remote_store_are_found_and_vouched_for_through_it(tmp_path
         parts.counting_parts(store, RUN)
 
 
-@pytest.mark.slow
-def test_twenty_thousand_parts_scan_in_seconds(store: Store) -> None:
+def test_of_thousands_of_parts_each_footer_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many seconds that takes is what benchmarks/scale.py measures."""
+    restarts = 400
     write_restart(store, "c", 0)
     for dataset in (*REPLICATED, "pieces"):
         first = Path(store.url(f"{RUN}/{dataset}/c-r0000.parquet"))
-        for restart in range(1, 4000):
+        for restart in range(1, restarts):
             os.link(first, first.with_name(f"c-r{restart:04d}.parquet"))
-    start = time.perf_counter()
+    read = []
+    monkeypatch.setattr(parts, "footer", lambda store, key, of=parts.footer: (read.append(key), of(store, key))[1])
     frames = results.scan(Path(store.uri) / RUN)
-    assert frames["timings"].select(pl.len()).collect().item() == 12_000
-    assert time.perf_counter() - start < 15
+    assert len(read) == len(set(read)) == restarts * (len(REPLICATED) + 1)
+    assert frames["timings"].select(pl.len()).collect().item() == 3 * restarts
+
+
+def test_scanning_grows_with_the_parts_and_no_faster(store: Store) -> None:
+    def effort(cell: str, restarts: int) -> int:
+        for restart in range(restarts):
+            write_restart(store, cell, restart)
+        return calls(lambda: results.scan(Path(store.uri) / RUN))
+
+    one, both = effort("c0", 30), effort("c1", 270)
+    assert both < 1.1 * 10 * one
 
 
 def test_duckdb_reads_the_same_rows_from_the_files(store: Store) -> None:
