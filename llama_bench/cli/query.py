@@ -21,7 +21,7 @@ What is faster, and how sure is that:
   python -m llama_bench query results/quick "SELECT model, recipe, speedup, low, high, verdict FROM speedups"
 Raw timings into a file:
   python -m llama_bench query results/quick "SELECT * FROM timings" --format parquet --output timings.parquet
-Views: speedups, cells, accuracy_by_arm, sizes, pareto, generation, timings, blocks, variants, accuracy,
+Views: speedups, cells, accuracy_by_arm, sizes, pareto, generation, efficiency, timings, blocks, variants, accuracy,
 generations, machines, failures, pieces, ceilings
 """
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, reading
+from llama_bench.cli.common import ResultsAt, reading, warn
 
 EXAMPLES = """
 The newest run of a sweep, into the run's own folder:
   python -m llama_bench report results/quick
+And open the page in a browser:
+  python -m llama_bench report results/quick --open
 Somewhere else:
   python -m llama_bench report results/quick --out first-look
 """
@@ -20,6 +23,7 @@ Somewhere else:
 def command(
     path: ResultsAt,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to, not the run's own.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser when it is written.")] = False,
 ) -> None:
     """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured.
 
@@ -31,5 +35,13 @@ def command(
 
     _, run = results.locate(path)
     write = write_calibration if run.startswith(f"{calibration.NAME}/") else write_report
-    for written in reading(path, lambda: write(path, out)):
+    files = reading(path, lambda: write(path, out))
+    for written in files:
         typer.echo(written)
+    if open_page:
+        _open(files[0])
+
+
+def _open(page: Path) -> None:
+    if not webbrowser.open(page.resolve().as_uri()):
+        warn(f"no browser could be opened here; the page is {page}")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llama_bench.report.charts import BLUE, GREY, INK, PAPER, Chart, png, themed
+from llama_bench.report.drawing import BLUE, GREY, INK, PAPER, Chart, png, themed
 from llama_bench.report.files import destination, write_files
 from llama_bench.report.table import DASH, Table, escape, markdown
 from llama_bench.stats.calibration import Calibration, LeftOut, Ours, Rate, calibrate

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from llama_bench.report.charts import BLUE, INK, PAPER, VERMILLION, Chart, file_name, themed, ticks
+from llama_bench.report.drawing import BLUE, INK, PAPER, VERMILLION, Chart, file_name, themed, ticks
 from llama_bench.report.labels import Box, Label, Mark, Name, place
 from llama_bench.report.table import plural
-from llama_bench.report.tradeoffs import LOSS_NAMES, megabytes
+from llama_bench.report.tradeoffs import LOSS_NAMES, loss, megabytes
 
 Row = Mapping[str, Any]
 
@@ -93,11 +93,15 @@ def _chart(rows: Sequence[Row], names: set[str]) -> Chart:
     shapes = alt.Scale(domain=list(SHAPES), range=list(SHAPES.values()))
     shape = alt.Shape("engine:N", scale=shapes, title=None, legend=told)
     size = alt.Size("megabytes:Q", title="On disk (MB)", **_sizes(rows, most))
-    layers = [alt.Chart(pl.DataFrame({"time": [1.0]})).mark_rule(color=INK, strokeDash=[4, 3]).encode(x=x("time"))]
+    layers = [
+        alt.Chart(pl.DataFrame({"time": [1.0]})).mark_rule(color=INK, strokeDash=[4, 3], aria=False).encode(x=x("time"))
+    ]
     if len(line) > 1:
         joined = alt.Chart(pl.DataFrame(line))
-        layers.append(joined.mark_line(color=INK, strokeWidth=1.2, opacity=0.6).encode(x=x("time"), y=y("loss")))
-    bars = alt.Chart(pl.DataFrame(on)).mark_rule(strokeWidth=1.2, opacity=0.8)
+        layers.append(
+            joined.mark_line(color=INK, strokeWidth=1.2, opacity=0.6, aria=False).encode(x=x("time"), y=y("loss"))
+        )
+    bars = alt.Chart(pl.DataFrame(on)).mark_rule(strokeWidth=1.2, opacity=0.8, aria=False)
     layers.append(bars.encode(x=x("low"), x2="high:Q", y=y("loss"), color=color))
     for data, fill, stroke in ((off, 0.06, 0.55), (on, 0.85, 1.0)):
         if not data:
@@ -105,7 +109,8 @@ def _chart(rows: Sequence[Row], names: set[str]) -> Chart:
         marks = alt.Chart(pl.DataFrame(data)).mark_point(
             filled=True, fillOpacity=fill, strokeOpacity=stroke, strokeWidth=1.2
         )
-        layers.append(marks.encode(x=x("time"), y=y("loss"), color=color, stroke=color.copy(), shape=shape, size=size))
+        placed = marks.encode(x=x("time"), y=y("loss"), color=color, stroke=color.copy(), shape=shape, size=size)
+        layers.append(placed.encode(description="words:N"))
     layers += _named(labels, axes, x, y)
     title = f"{first['model']} · {first['workload']} on target {first['target']}: time, accuracy, size"
     subtitle = "filled: beaten by no arm in all three; hollow: beaten"
@@ -147,8 +152,15 @@ def _point(row: Row, most: float) -> dict[str, Any]:
         "megabytes": row["disk_bytes"] / 1e6,
         "front": row["front"],
         "baseline": row["baseline"],
+        "words": _words(row),
         "radius": math.sqrt(_area(row["disk_bytes"], most) / math.pi),
     }
+
+
+def _words(row: Row) -> str:
+    lost = f"{LOSS_NAMES[row['loss_of']]} {loss(row['loss'], row['loss_of'])}"
+    beaten = "nothing" if row["front"] else str(row["beaten_by"])
+    return f"{row['recipe']}: {row['speedup']:.2f}×; {lost}; {megabytes(row['disk_bytes'])} MB; beaten by {beaten}"
 
 
 def _area(size: float, most: float) -> float:
@@ -223,7 +235,7 @@ def _named(labels: Sequence[Label], axes: Axes, x: Any, y: Any) -> Iterator[Any]
             (time, loss), (to_time, to_loss) = axes.values(*label.name.mark[:2]), axes.values(*label.near)
             leaders.append({"time": time, "loss": loss, "to_time": to_time, "to_loss": to_loss})
     if leaders:
-        rules = alt.Chart(pl.DataFrame(leaders)).mark_rule(color=INK, strokeWidth=0.6, opacity=0.5)
+        rules = alt.Chart(pl.DataFrame(leaders)).mark_rule(color=INK, strokeWidth=0.6, opacity=0.5, aria=False)
         yield rules.encode(x=x("time"), y=y("loss"), x2="to_time:Q", y2="to_loss:Q")
     for bold in (True, False):
         texts = []
@@ -234,5 +246,5 @@ def _named(labels: Sequence[Label], axes: Axes, x: Any, y: Any) -> Iterator[Any]
         font: dict[str, Any] = {"fontSize": FONT_SIZE, "fontWeight": "bold" if bold else "normal"}
         for style in ({"stroke": PAPER, "strokeWidth": 3.0}, {"color": INK}):  # paper round the letters, then they
             if texts:
-                mark = alt.Chart(pl.DataFrame(texts)).mark_text(**font, **style)
+                mark = alt.Chart(pl.DataFrame(texts)).mark_text(**font, **style, aria=False)
                 yield mark.encode(x=x("time"), y=y("loss"), text="recipe:N")

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from llama_bench.report.document import Sortable
 from llama_bench.report.table import DASH, Table, duration, percent, plural, ratio
 from llama_bench.report.tradeoffs import Answers, accuracy_and_size, source_notes, unbeaten
 
@@ -26,6 +27,42 @@ def results(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row, answers: Answ
         second = accuracy_and_size(arms, where(arms[0]), answers, run) if answers else None
         tables += [second] if second else []
     return tables
+
+
+def by_target(speedups: pl.DataFrame, cells: pl.DataFrame, run: Row) -> list[Sortable]:
+    """Return one long table a target: every arm of its cells, with what must be said of each cell below it."""
+    found = []
+    ended = {cell["cell"]: cell for cell in cells.to_dicts()}
+    for target in _targets(speedups):
+        measured = list(_cells(speedups.filter(pl.col("target") == target)))
+        if not measured:
+            continue
+        unit = _unit([row for arms in measured for row in arms])
+        facets = [_facets(row) for arms in measured for row in arms]
+        rows = [_long_row(row, _baseline(arms), unit) for arms in measured for row in arms]
+        shared = [name for name in ("Model", "Workload") if len({row[name] for row in rows}) == 1]
+        columns = [name for name in rows[0] if name not in shared and any(row[name] != DASH for row in rows)]
+        title = " · ".join([f"Target {target}", *(rows[0][name] for name in shared)])
+        notes = [
+            (
+                {key: arms[0][key] for key in ("target", "model", "workload")},
+                _result(arms, ended.get(arms[0]["cell"]), run),
+            )
+            for arms in measured
+        ]
+        table = Table(title, tuple(columns), tuple(tuple(row[name] for name in columns) for row in rows))
+        found.append(Sortable(table, facets, notes))
+    return found
+
+
+def accuracy(speedups: pl.DataFrame, run: Row, answers: Answers) -> list[Table]:
+    """Return for each cell that has approximations, or was scored on text, what its arms lose and take."""
+    found = (accuracy_and_size(arms, where(arms[0]), answers, run) for arms in _cells(speedups))
+    return [table for table in found if table is not None]
+
+
+def _facets(row: Row) -> dict[str, str]:
+    return {key: str(row[key]) for key in ("target", "model", "workload", "recipe", "verdict")}
 
 
 def tradeoffs(speedups: pl.DataFrame, run: Row, answers: Answers) -> list[Table]:
@@ -127,15 +164,34 @@ COLUMNS = (
 
 
 def _result(rows: Sequence[Row], cell: Row | None, run: Row) -> Table:
-    first = rows[0]
-    baseline = next(row for row in rows if row["baseline"])
-    slowest = max((row["mean_s"] for row in rows if row["mean_s"] is not None), default=0.0)
-    unit = "s" if slowest >= 1 else "ms"
-    columns = tuple(f"{c} ({unit})" if c in ("Mean", "Median", "p90") else c for c in COLUMNS)
+    first, unit = rows[0], _unit(rows)
     title = f"Target {first['target']} · {first['model']} · {first['workload']}{_workload(run, first['workload'])}"
-    lines = tuple(_result_row(row, baseline["recipe"], unit) for row in rows)
+    lines = tuple(_result_row(row, _baseline(rows), unit) for row in rows)
     notes = (*source_notes(first["cell"], run), *_notes(rows), *(_cell_notes(cell) if cell else ()))
-    return Table(title, columns, lines, notes)
+    return Table(title, _columns(unit), lines, notes)
+
+
+FIRST = ("Recipe", "Verdict", "Speedup [low, high]", "Saved")
+"""Columns of a long table that stand before the others, so that they are seen without scrolling."""
+
+
+def _long_row(row: Row, baseline: str, unit: str) -> dict[str, str]:
+    """Heading → cell, for a table of several cells."""
+    cells = dict(zip(_columns(unit), _result_row(row, baseline, unit), strict=True))
+    return {"Model": row["model"], "Workload": row["workload"], **{name: cells[name] for name in FIRST}, **cells}
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    slowest = max((row["mean_s"] for row in rows if row["mean_s"] is not None), default=0.0)
+    return "s" if slowest >= 1 else "ms"
+
+
+def _columns(unit: str) -> tuple[str, ...]:
+    return tuple(f"{c} ({unit})" if c in ("Mean", "Median", "p90") else c for c in COLUMNS)
+
+
+def _baseline(rows: Sequence[Row]) -> str:
+    return str(next(row["recipe"] for row in rows if row["baseline"]))
 
 
 def _result_row(row: Row, baseline: str, unit: str) -> tuple[str, ...]:

@@ -7,14 +7,18 @@ from typing import Any
 
 import polars as pl
 
-from llama_bench.report.table import DASH, Table
+from llama_bench.report.question import noise_floor
+from llama_bench.report.table import DASH, Table, percent
 from llama_bench.stats.controls import VOID_P
 
 Row = Mapping[str, Any]
 
 
-def noise(cells: pl.DataFrame) -> Table | None:
-    """Return one row a target: its A/A pairs, what they say, and the blocks that were disturbed; None without cells."""
+def noise(cells: pl.DataFrame, speedups: pl.DataFrame) -> Table | None:
+    """Return one row a target: its A/A pairs, what they say, and the blocks that were disturbed; None without cells.
+
+    The noise floor is the largest difference in time that the view `speedups` has of programs equal to the baseline.
+    """
     timed = cells.filter(pl.col("restarts") > 0)
     if timed.is_empty():
         return None
@@ -25,6 +29,7 @@ def noise(cells: pl.DataFrame) -> Table | None:
         rows.append(
             (
                 target,
+                percent(noise_floor(speedups, target)),
                 f"{first['aa_pairs']}",
                 DASH if first["aa_chi2"] is None else f"{first['aa_chi2']:.1f}",
                 DASH if first["aa_p"] is None else f"{first['aa_p']:.2g}",
@@ -37,6 +42,7 @@ def noise(cells: pl.DataFrame) -> Table | None:
         )
     columns = (
         "Target",
+        "Noise floor",
         "A/A pairs",
         "χ²",
         "p",
@@ -47,6 +53,7 @@ def noise(cells: pl.DataFrame) -> Table | None:
         "Verdicts stand",
     )
     notes = (
+        "The noise floor is the largest difference in time that equal programs show here.",
         "A/A pairs are programs that are the same: the baseline against its control and against no-ops. χ², with as "
         f"many degrees of freedom as pairs, says whether they differ by more than chance; below p = {VOID_P} the "
         "target has no verdicts, above it every interval is as much wider as the pairs ask for.",

@@ -13,7 +13,7 @@ import polars as pl
 
 from llama_bench import results, schemas
 from llama_bench.errors import InputError, nearest
-from llama_bench.stats import accuracy, cells, generation, pareto, sizes, speedups
+from llama_bench.stats import accuracy, cells, efficiency, generation, pareto, sizes, speedups
 from llama_bench.stats.judged import judge_run
 
 
@@ -27,6 +27,7 @@ class Frames:
     sizes: pl.LazyFrame
     pareto: pl.LazyFrame
     generation: pl.LazyFrame
+    efficiency: pl.LazyFrame
     timings: pl.LazyFrame
     blocks: pl.LazyFrame
     variants: pl.LazyFrame
@@ -75,6 +76,7 @@ def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames
         sizes=pl.defer(sized, schema=sizes.SCHEMA),
         pareto=pl.defer(lambda: pareto.table(judged(), by_arm(), sized()), schema=pareto.SCHEMA),
         generation=pl.defer(lambda: generation.table(judged(), datasets["timings"]), schema=generation.SCHEMA),
+        efficiency=pl.defer(lambda: efficiency.table(judged(), datasets["blocks"], sized()), schema=efficiency.SCHEMA),
         run=run,
         **{name: datasets[name] for name in schemas.SCHEMAS},
     )

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from llama_bench.report import pareto
-from llama_bench.report.charts import png
+from llama_bench.report.drawing import png
 from llama_bench.stats import views
 
 

@@ -109,24 +109,25 @@ def world(
     confirm: str | None = None,
     fresh: float | None = None,
     workload: Mapping[str, Any] | None = None,
+    workloads: Mapping[str, Mapping[str, Any]] | None = None,
     source: str | None = None,
     text: bool = False,
 ) -> World:
     """Return a run of *original* and `recipes`; `spread` is the standard deviation of ln seconds between restarts.
 
     With `confirm` that recipe has `pilot` fresh restarts after the main ones, in which its true ratio is `fresh` (its
-    own when left out). `workload` is another than the usual prefill, `source` what run.json says of the weights; with
-    `text` every arm is scored on text, and says how much memory it takes.
+    own when left out). `workload` is another than the usual prefill, `workloads` are several of one kind, `source` is
+    what run.json says of the weights; with `text` every arm is scored on text, and says how much memory it takes.
     """
     tags = dict(targets or {"B": "CPUExecutionProvider"})
-    said = dict(workload or {"sequence": 16, "batch": 2})
+    said = dict(next(iter(workloads.values())) if workloads else workload or {"sequence": 16, "batch": 2})
     cached = said.get("kind", "prefill") != "prefill"
     sweep = Sweep.model_validate(
         {
             "name": "synthetic",
             "models": [{"hidden_size": size, "num_attention_heads": 4, "cache": cached} for size in sizes],
             "recipes": {"original": {}, **{name: {} for name in recipes}},
-            "workloads": {said.get("kind", "prefill"): said},
+            "workloads": workloads or {said.get("kind", "prefill"): said},
             "targets": {name: {"tag": f"bench_{name}", "provider": provider} for name, provider in tags.items()},
             "measure": {"restarts": pilot, "blocks": blocks, "runs": runs, "half_width": half_width},
         }

@@ -1,0 +1,83 @@
+"""The view `efficiency`: tokens a second of every arm, and for each watt and gigabyte where those were measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from llama_bench.stats.judged import Judged
+from llama_bench.stats.ratios import counting, name_arms
+from llama_bench.sweep import CONTROL
+
+SCHEMA: dict[str, Any] = {
+    "cell": pl.String,
+    "model": pl.String,
+    "workload": pl.String,
+    "target": pl.String,
+    "recipe": pl.String,
+    "control": pl.Boolean,
+    "verdict": pl.String,
+    "tokens_per_s": pl.Float64,
+    "power_w": pl.Float64,
+    "tokens_per_joule": pl.Float64,
+    "memory_bytes": pl.Float64,
+    "memory_of": pl.String,
+    "tokens_per_s_per_gb": pl.Float64,
+}
+"""Columns of the view. `power_w` is the GPU's mean over the arm's slots of at least a second (`POWER_S`);
+`tokens_per_joule` is tokens a second for each watt of it. `memory_bytes` is what the arm holds on the GPU, or where it
+uses none the most that its process had (`memory_of` says "GPU" or "host"); a gigabyte is 10⁹ bytes.
+"""
+
+POWER_S = 1.0
+"""Power is the mean of a second (NVML, Ampere and newer), so in a shorter slot it is also the arm's before it."""
+
+
+def table(judged: Judged, blocks: pl.LazyFrame, sizes: pl.DataFrame) -> pl.DataFrame:
+    """Return the view: every arm that was timed, in the tables' order; `blocks` is the dataset, `sizes` the view."""
+    powers = _powers(blocks)
+    memory = {(row["cell"], row["recipe"]): row for row in sizes.to_dicts()}
+    rows = []
+    for cell in judged.known.cells:
+        for name, verdict in judged.verdicts[cell["id"]].items():
+            mean_s = judged.known.times.get((cell["id"], name), {}).get("mean_s")
+            if not mean_s or cell["id"] in judged.known.machines:
+                continue
+            rate, power = cell["tokens"] / mean_s, powers.get((cell["id"], name))
+            held, of = _held(memory.get((cell["id"], name), {}))
+            rows.append(
+                {
+                    **{key: cell[key] for key in ("model", "workload", "target")},
+                    "cell": cell["id"],
+                    "recipe": name,
+                    "control": name == CONTROL,
+                    "verdict": verdict.word,
+                    "tokens_per_s": rate,
+                    "power_w": power,
+                    "tokens_per_joule": rate / power if power else None,
+                    "memory_bytes": held,
+                    "memory_of": of,
+                    "tokens_per_s_per_gb": rate / (held / 1e9) if held else None,
+                }
+            )
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _powers(blocks: pl.LazyFrame) -> dict[tuple[str, str], float]:
+    """(cell, arm) → the GPU's mean power in watts over the slots that are long enough to be the arm's alone."""
+    long = pl.col("washout_s").fill_null(0.0) + pl.col("timed_s").fill_null(0.0) >= POWER_S
+    found = (
+        name_arms(counting(blocks))
+        .filter(pl.col("power_w").is_not_null(), long)
+        .group_by("cell", "recipe")
+        .agg(pl.col("power_w").mean())
+        .collect()
+    )
+    return {(cell, recipe): power for cell, recipe, power in found.iter_rows()}
+
+
+def _held(row: dict[str, Any]) -> tuple[float | None, str | None]:
+    if row.get("device_bytes"):
+        return row["device_bytes"], "GPU"
+    return (row["peak_bytes"], "host") if row.get("peak_bytes") else (None, None)
