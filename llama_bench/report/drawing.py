@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,37 +60,51 @@ def ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
+_TEXT = {
+    "labelFont": FONT,
+    "titleFont": FONT,
+    "labelColor": INK,
+    "titleColor": INK,
+    "labelFontSize": 12,
+    "titleFontSize": 12,
+    "titleFontWeight": "normal",
+}
+
+CONFIG: Mapping[str, Any] = {
+    "background": PAPER,
+    "font": FONT,
+    "padding": 12,
+    "axis": {**_TEXT, "gridColor": FAINT, "domainColor": INK, "tickColor": INK},
+    "legend": {**_TEXT, "orient": "bottom", "symbolSize": 80, "symbolOpacity": 1, "labelLimit": 320},
+    "title": {
+        "font": FONT,
+        "subtitleFont": FONT,
+        "color": INK,
+        "subtitleColor": INK,
+        "fontSize": 15,
+        "subtitleFontSize": 12,
+        "anchor": "start",
+        "subtitlePadding": 6,
+        "offset": 10,
+    },
+    "view": {"stroke": FAINT, "continuousWidth": 300, "continuousHeight": 300},
+}
+"""Fonts, colours and sizes of every chart, as Vega-Lite's config."""
+
+
 def themed(chart: Any) -> Mapping[str, Any]:
-    """Fonts, colours and sizes of every chart, as a Vega-Lite specification."""
-    text = {
-        "labelFont": FONT,
-        "titleFont": FONT,
-        "labelColor": INK,
-        "titleColor": INK,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    }
-    dressed = (
-        chart.configure(background=PAPER, font=FONT, padding=12)
-        .configure_axis(**text, titleFontWeight="normal", gridColor=FAINT, domainColor=INK, tickColor=INK)
-        .configure_legend(
-            **text, titleFontWeight="normal", orient="bottom", symbolSize=80, symbolOpacity=1, labelLimit=320
-        )
-        .configure_title(
-            font=FONT,
-            subtitleFont=FONT,
-            color=INK,
-            subtitleColor=INK,
-            fontSize=15,
-            subtitleFontSize=12,
-            anchor="start",
-            subtitlePadding=6,
-            offset=10,
-        )
-        .configure_view(stroke=FAINT)
-    )
-    spec: dict[str, Any] = dressed.to_dict()
-    return spec
+    """Return an altair chart in the dress of all charts, as a Vega-Lite specification."""
+    return {**chart.to_dict(validate=False), "config": CONFIG}
+
+
+def unchecked() -> AbstractContextManager[None]:
+    """Let altair build charts without checking each against Vega-Lite's schema, which takes most of the time.
+
+    The tests check them.
+    """
+    from altair.utils import schemapi
+
+    return schemapi.debug_mode(False)
 
 
 LONGEST = 120

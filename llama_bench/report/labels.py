@@ -94,10 +94,15 @@ def place(names: Sequence[Name], obstacles: Sequence[Mark], inside: Box, height:
         width = letter * (1.08 if name.bold else 1.0) * len(name.text)
         rings = RINGS if name.needed else RINGS[:NEAR]
         candidates = [(box, apart) for box, apart in _around(name.mark, width, height, rings) if box.within(inside)]
-        clashes = [_clashes(box, placed, obstacles) for box, _ in candidates]
-        if not candidates or (not name.needed and min(clashes) > 0):
-            continue
-        placed.append(Label(name, *candidates[clashes.index(min(clashes))]))
+        least, best = math.inf, None
+        for box, apart in candidates:
+            clashes = _clashes(box, placed, obstacles)
+            if clashes < least:
+                least, best = clashes, Label(name, box, apart)
+            if not clashes:
+                break
+        if best is not None and (name.needed or not least):
+            placed.append(best)
     return placed
 
 
