@@ -1,0 +1,306 @@
+"""Two runs, compared arm by arm: what became faster or slower from A to B beyond noise, and what the machine did.
+
+Two questions can be asked of an arm; both have their numbers in every row.
+
+* `time`: did its own time change? A mean of ln(seconds) over restarts in each run, and Welch's t for their difference.
+  The restarts of one run cannot see what differs between days. Arms that are the same program in both runs
+  (:func:`llama_bench.stats.alike.same_program`: mostly the baseline, its control and the no-ops) can: what their time
+  does is the machine's *drift*. It is taken off the other arms of the cell, restart by restart, and where these arms
+  differ from one another by more than chance every standard error is widened until it explains that (Birge 1932).
+  Where no arm is the same program in both runs (another ONNX Runtime, say), the drift cannot be told from a change:
+  nothing is taken off, and the answer has to say so.
+* `speedup`: did its time over the baseline's change? The difference of the mean log ratios of the two runs. The
+  machine's speed cancels in each of them.
+
+The headline is the time where the hardware is the same, since that is what is waited for, and the speedup where it is
+not, since another machine is no change of an arm. Each row with a headline is a hypothesis; all rows are one family for
+Benjamini–Hochberg.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from llama_bench.stats import alike
+from llama_bench.stats.changes import Finding, Restarts, aa_between, average, beside, difference, judge, shares, summary
+from llama_bench.stats.controls import AATest
+from llama_bench.stats.matching import CellKey, Pair, Row, Side, pairs
+from llama_bench.stats.ratios import LEVEL, Estimate
+from llama_bench.stats.verdicts import Q, margin_of
+from llama_bench.sweep import CONTROL
+
+BY = ("time", "speedup")
+
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("model", "workload", "target", "recipe"), pl.String),
+    "control": pl.Boolean,
+    "by": pl.String,
+    "verdict": pl.String,
+    "regression": pl.Boolean,
+    **dict.fromkeys(("change", "low", "high", "level", "threshold"), pl.Float64),
+    **dict.fromkeys(("time_a_s", "time_b_s", "time_change", "time_low", "time_high", "drift"), pl.Float64),
+    **dict.fromkeys(("speedup_a", "speedup_b", "relative_change", "relative_low", "relative_high"), pl.Float64),
+    **dict.fromkeys(("restarts_a", "restarts_b"), pl.Int64),
+    "same_program": pl.Boolean,
+    "evidence": pl.String,
+}
+"""Columns of the rows, one an arm of either run. Changes are shares of time from A to B: 0.1 takes 10 % longer.
+
+`by` says which question `verdict`, `change`, `low` and `high` (at `level`) answer. `time_a_s` and `time_b_s` are
+geometric means, `time_change` is as measured; `drift` is what the same programs show and `change` is without.
+`relative_change` is that of the time over the baseline's. The intervals of these two are at 95 %.
+
+`verdict` is faster, slower, equivalent or inconclusive; same (one program in both runs), baseline, control or no-op
+where there is nothing to test; wrong, now wrong, now right; and new, gone, now failed, failed, skipped, unserved, void
+for what has no number.
+"""
+
+DRIFT_SCHEMA: dict[str, Any] = {
+    "target": pl.String,
+    "same_hardware": pl.Boolean,
+    "by": pl.String,
+    "source": pl.String,
+    "arms": pl.Int64,
+    **dict.fromkeys(("change", "low", "high", "least", "most"), pl.Float64),
+    "aa_pairs": pl.Int64,
+    **dict.fromkeys(("aa_chi2", "aa_p", "inflation"), pl.Float64),
+}
+"""Columns of the drift, one row a target that both runs timed. `source` says whose time changed by `change`: that of
+the "same programs" (their mean and its 95 % interval), or of "all arms" where none is known to be the same (their
+median); `least` and `most` are the smallest and largest change among those `arms`. `aa_pairs` and what follows are the
+A/A test between the runs (:func:`llama_bench.stats.changes.aa_between`), null where there is no pair."""
+
+REGRESSIONS = ("now wrong", "now failed")
+"""Verdicts that are a regression whatever the times are."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The rows (:data:`SCHEMA`) and the drift of each target (:data:`DRIFT_SCHEMA`)."""
+
+    rows: pl.DataFrame
+    drift: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the arms of a target have in common: its question, what its same programs show, and how evenly."""
+
+    arms: Sequence[Pair]
+    by: str
+    same_hardware: bool
+    inflations: tuple[float, float]
+    test: AATest
+    drift: Estimate | None
+    margin: float
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """The changes of an arm: of its time as measured, without the drift, and of its time over the baseline's."""
+
+    raw: Estimate | None = None
+    own: Estimate | None = None
+    relative: Estimate | None = None
+
+
+def compare(a: Side, b: Side, *, by: str | None = None, threshold: float | None = None, q: float = Q) -> Compared:
+    """Compare run `b` with run `a`, cell by cell of the same model label, workload and target, arm by arm.
+
+    `by` is the question (:data:`BY`), chosen for each target by its hardware when left out. A regression is an arm
+    that is slower beyond noise and by more than `threshold` (a share), which is what counts as no difference on its
+    target when left out (2 % on a CPU, 1 % on a GPU); also one that was right and is wrong, or was timed and fails.
+    """
+    by_target: dict[str, list[Pair]] = {}
+    for pair in pairs(a, b):
+        by_target.setdefault(pair.key[2], []).append(pair)
+    targets = {name: _target(name, arms, by, a, b) for name, arms in by_target.items()}
+    every = [(pair, targets[name]) for name, arms in by_target.items() for pair in arms]
+    changes = [_changes(pair, target, a, b) for pair, target in every]
+    said = [_said(pair, target, found, a, b) for (pair, target), found in zip(every, changes, strict=True)]
+    asked: dict[int, Estimate] = {}
+    for i, (_, target) in enumerate(every):
+        estimate = changes[i].own if target.by == "time" else changes[i].relative
+        if not said[i][0] and estimate is not None:
+            asked[i] = estimate
+    found = judge(asked, {i: every[i][1].margin for i in asked}, q)
+    rows = []
+    for i, (pair, target) in enumerate(every):
+        over = target.margin if threshold is None else threshold
+        rows.append(_row(pair, target.by, changes[i], said[i], found.get(i), over) | _seen(pair, a, b))
+    of_target = {
+        name: [c for c, (pair, _) in zip(changes, every, strict=True) if pair.key[2] == name] for name in targets
+    }
+    drifts = [_drift_row(name, target, of_target[name]) for name, target in targets.items() if _timed(target)]
+    return Compared(
+        pl.DataFrame(rows, schema=SCHEMA, orient="row"), pl.DataFrame(drifts, schema=DRIFT_SCHEMA, orient="row")
+    )
+
+
+def _timed(target: _Target) -> bool:
+    return any(arm.numbered for arm in target.arms)
+
+
+def _target(name: str, arms: Sequence[Pair], by: str | None, a: Side, b: Side) -> _Target:
+    """Look at a target as a whole, and let its same programs say what the machine did."""
+    like = alike.same_hardware(a.hardware.get(name, ()), b.hardware.get(name, ()))
+    same: dict[CellKey, list[Pair]] = {}
+    for arm in arms:
+        if arm.same is not None:
+            same.setdefault(arm.key, []).append(arm)
+    test = aa_between((_times(cell, 0), _times(cell, 1)) for cell in same.values())
+    shifts = []
+    for cell in same.values():
+        in_a, in_b = (summary(_mean([arm.times[i] for arm in cell]), (a, b)[i].pilot) for i in (0, 1))
+        if isinstance(in_a, Estimate) and isinstance(in_b, Estimate):
+            shifts.append(difference(in_b, in_a, test.inflation))
+    sweeps = [one.judged.known.sweep for one in (b, a)]
+    provider = next(sweep.targets[name].provider for sweep in sweeps if name in sweep.targets)
+    tests = [one.judged.tests.get(name, AATest()) for one in (a, b)]
+    return _Target(
+        arms=arms,
+        by=by or ("time" if like else "speedup"),
+        same_hardware=like,
+        inflations=(tests[0].inflation, tests[1].inflation),
+        test=test,
+        drift=average(shifts) if shifts else None,
+        margin=margin_of(provider),
+    )
+
+
+def _times(cell: Sequence[Pair], run: int) -> dict[str, Restarts]:
+    return {arm.recipe: arm.times[run] for arm in cell}
+
+
+def _mean(arms: Sequence[Restarts]) -> dict[int, float]:
+    """Return the mean of the arms in each restart that has them all."""
+    return {r: sum(arm[r] for arm in arms) / len(arms) for r in sorted(arms[0]) if all(r in arm for arm in arms)}
+
+
+def _changes(pair: Pair, target: _Target, a: Side, b: Side) -> _Changes:
+    """Make the numbers of an arm, with what is wrong about the errors of each run and between them put right."""
+    of_a, of_b = pair.cells
+    if not pair.numbered or of_a is None or of_b is None:
+        return _Changes()
+
+    def change(in_a: Restarts, in_b: Restarts) -> Estimate | None:
+        first, last = summary(in_a, a.pilot, target.inflations[0]), summary(in_b, b.pilot, target.inflations[1])
+        if isinstance(first, Estimate) and isinstance(last, Estimate):
+            return difference(last, first, target.test.inflation)
+        return None
+
+    raw = own = change(*pair.times)
+    if pair.same is None and target.drift is not None and raw is not None:
+        others = _beside(pair, target)
+        own = change(*(beside(pair.times[i], [o.times[i] for o in others]) for i in (0, 1))) if others else None
+        own = own or difference(raw, target.drift)  # its cell has no such arm: the drift of the target's others
+    relative = None
+    if of_a["baseline"] == of_b["baseline"] != pair.recipe:
+        ids = (of_a["id"], pair.recipe), (of_b["id"], pair.recipe)
+        relative = change(a.ratios.get(ids[0], {}), b.ratios.get(ids[1], {}))
+    return _Changes(raw, own, relative)
+
+
+def _beside(pair: Pair, target: _Target) -> list[Pair]:
+    """The same programs of the arm's cell: those that were timed in all of its restarts, or all where none was."""
+    others = [other for other in target.arms if other.same is not None and other.key == pair.key]
+    covering = [o for o in others if all(pair.times[i].keys() <= o.times[i].keys() for i in (0, 1))]
+    return covering or others
+
+
+def _said(pair: Pair, target: _Target, changes: _Changes, a: Side, b: Side) -> tuple[str, str]:
+    """Return the word and evidence of an arm that is not tested, empty for one that is."""
+    if pair.word or not pair.numbered:
+        return pair.word, pair.evidence
+    base, by_time = pair.recipe in pair.baselines, target.by == "time"
+    same_base = any(o.same is not None and o.key == pair.key and o.recipe in pair.baselines for o in target.arms)
+    if pair.same is not None and (by_time or same_base):
+        return "same", f"one program in both runs ({pair.same}): what its time does is the machine's doing"
+    if pair.recipe == CONTROL:
+        return "control", "the baseline a second time (A/A)"
+    if not by_time and len(set(pair.baselines)) > 1:
+        return "void", "the speedups are over {} in A and over {} in B".format(*pair.baselines)
+    if not by_time and base:
+        return "baseline", "speedups are over its time"
+    if not by_time and all(_no_op(one, cell, pair.recipe) for one, cell in zip((a, b), pair.cells, strict=True)):
+        return "no-op", "the baseline's own program in both runs"
+    if (changes.own if by_time else changes.relative) is None:
+        return "void", "too few restarts timed it beside what it is compared with"
+    return "", ""
+
+
+def _no_op(one: Side, cell: Row | None, recipe: str) -> bool:
+    return cell is not None and one.judged.comparisons[cell["id"]][recipe].no_op is not None
+
+
+def _row(
+    pair: Pair, by: str, changes: _Changes, said: tuple[str, str], found: Finding | None, threshold: float
+) -> dict[str, Any]:
+    """The columns that the comparison makes."""
+    word, evidence = (found.word, found.evidence) if found else said
+    low, high = found.interval if found else (None, None)
+    raw, relative = (None if one is None else shares(one, LEVEL) for one in (changes.raw, changes.relative))
+    drift = None
+    if changes.raw is not None and changes.own is not None and changes.own is not changes.raw:
+        drift = math.expm1(changes.raw.mean - changes.own.mean)
+    return {
+        **dict(zip(("model", "workload", "target"), pair.key, strict=True)),
+        "recipe": pair.recipe,
+        "control": pair.recipe == CONTROL,
+        "by": by,
+        "verdict": word,
+        "regression": word in REGRESSIONS or (found is not None and word == "slower" and found.change > threshold),
+        "change": found.change if found else None,
+        "low": low,
+        "high": high,
+        "level": found.level if found else None,
+        "threshold": threshold,
+        "time_change": raw[0] if raw else None,
+        "time_low": raw[1][0] if raw else None,
+        "time_high": raw[1][1] if raw else None,
+        "drift": drift,
+        "relative_change": relative[0] if relative else None,
+        "relative_low": relative[1][0] if relative else None,
+        "relative_high": relative[1][1] if relative else None,
+        "same_program": pair.same is not None,
+        "evidence": evidence,
+    }
+
+
+def _seen(pair: Pair, a: Side, b: Side) -> dict[str, Any]:
+    """The columns that each run has by itself."""
+    found: dict[str, Any] = {}
+    for one, cell, name in zip((a, b), pair.cells, "ab", strict=True):
+        key = None if cell is None else (cell["id"], pair.recipe)
+        shown = key is not None and key[0] not in one.judged.known.machines
+        found[f"time_{name}_s"] = one.judged.known.times.get(key, {}).get("time_s") if key and shown else None
+        found[f"speedup_{name}"] = one.judged.verdicts[key[0]][key[1]].speedup if key else None
+        found[f"restarts_{name}"] = len(one.logs.get(key, ())) if key else 0
+    return found
+
+
+def _drift_row(name: str, target: _Target, changes: Sequence[_Changes]) -> dict[str, Any]:
+    same = target.drift is not None
+    raws = [
+        c.raw for pair, c in zip(target.arms, changes, strict=True) if c.raw and (pair.same is not None or not same)
+    ]
+    seen = pl.Series([shares(raw, LEVEL)[0] for raw in raws], dtype=pl.Float64)
+    change, (low, high) = shares(target.drift, LEVEL) if target.drift else (seen.median(), (None, None))
+    test = target.test
+    return {
+        "target": name,
+        "same_hardware": target.same_hardware,
+        "by": target.by,
+        "source": "same programs" if same else "all arms",
+        "arms": len(raws),
+        **{"change": change, "low": low, "high": high, "least": seen.min(), "most": seen.max()},
+        "aa_pairs": test.pairs,
+        "aa_chi2": test.chi2 if test.pairs else None,
+        "aa_p": test.p if test.pairs else None,
+        "inflation": test.inflation if test.pairs else None,
+    }
