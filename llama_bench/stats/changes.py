@@ -73,11 +73,19 @@ def difference(b: Estimate, a: Estimate, inflation: float = 1.0) -> Estimate:
 
 
 def average(found: Sequence[Estimate]) -> Estimate:
-    """Return the estimate of the mean of independent estimates; its degrees of freedom are Satterthwaite's (1946)."""
+    """Return the estimate of the mean of independent estimates, such as the drifts of a target's cells.
+
+    The degrees of freedom are Satterthwaite's (1946). Where the estimates differ by more than their own errors explain,
+    their spread counts instead.
+    """
     n = len(found)
     v = np.array([(one.standard_error / n) ** 2 for one in found])
     df = float(v.sum() ** 2 / (v**2 / [one.df for one in found]).sum())
-    return Estimate(math.fsum(one.mean for one in found) / n, math.sqrt(float(v.sum())), df, 1)
+    means = np.array([one.mean for one in found])
+    spread = float(means.std(ddof=1)) if n > 1 else 0.0
+    if spread**2 / n > v.sum():
+        return Estimate(float(means.mean()), spread, n - 1, n)
+    return Estimate(float(means.mean()), math.sqrt(float(v.sum())), df, 1)
 
 
 def beside(arm: Restarts, others: Sequence[Restarts]) -> dict[int, float]:

@@ -20,18 +20,17 @@ Benjamini–Hochberg.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from llama_bench.stats import alike
-from llama_bench.stats.changes import Finding, Restarts, aa_between, average, beside, difference, judge, shares, summary
-from llama_bench.stats.controls import AATest
-from llama_bench.stats.matching import CellKey, Pair, Row, Side, pairs
+from llama_bench.stats import drift
+from llama_bench.stats.changes import Finding, Restarts, beside, difference, judge, shares, summary
+from llama_bench.stats.drift import Target
+from llama_bench.stats.matching import Pair, Row, Side, pairs
 from llama_bench.stats.ratios import LEVEL, Estimate
-from llama_bench.stats.verdicts import Q, margin_of
+from llama_bench.stats.verdicts import Q
 from llama_bench.sweep import CONTROL
 
 BY = ("time", "speedup")
@@ -60,20 +59,8 @@ where there is nothing to test; wrong, now wrong, now right; and new, gone, now 
 for what has no number.
 """
 
-DRIFT_SCHEMA: dict[str, Any] = {
-    "target": pl.String,
-    "same_hardware": pl.Boolean,
-    "by": pl.String,
-    "source": pl.String,
-    "arms": pl.Int64,
-    **dict.fromkeys(("change", "low", "high", "least", "most"), pl.Float64),
-    "aa_pairs": pl.Int64,
-    **dict.fromkeys(("aa_chi2", "aa_p", "inflation"), pl.Float64),
-}
-"""Columns of the drift, one row a target that both runs timed. `source` says whose time changed by `change`: that of
-the "same programs" (their mean and its 95 % interval), or of "all arms" where none is known to be the same (their
-median); `least` and `most` are the smallest and largest change among those `arms`. `aa_pairs` and what follows are the
-A/A test between the runs (:func:`llama_bench.stats.changes.aa_between`), null where there is no pair."""
+TESTED = ("faster", "slower", "equivalent", "inconclusive")
+"""Verdicts that a test decides."""
 
 REGRESSIONS = ("now wrong", "now failed")
 """Verdicts that are a regression whatever the times are."""
@@ -81,23 +68,10 @@ REGRESSIONS = ("now wrong", "now failed")
 
 @dataclass(frozen=True)
 class Compared:
-    """The rows (:data:`SCHEMA`) and the drift of each target (:data:`DRIFT_SCHEMA`)."""
+    """The rows (:data:`SCHEMA`) and the drift of each target (:data:`llama_bench.stats.drift.SCHEMA`)."""
 
     rows: pl.DataFrame
     drift: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What the arms of a target have in common: its question, what its same programs show, and how evenly."""
-
-    arms: Sequence[Pair]
-    by: str
-    same_hardware: bool
-    inflations: tuple[float, float]
-    test: AATest
-    drift: Estimate | None
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +81,10 @@ class _Changes:
     raw: Estimate | None = None
     own: Estimate | None = None
     relative: Estimate | None = None
+
+    def asked(self, by: str) -> Estimate | None:
+        """Return the one that answers the question."""
+        return self.own if by == "time" else self.relative
 
 
 def compare(a: Side, b: Side, *, by: str | None = None, threshold: float | None = None, q: float = Q) -> Compared:
@@ -119,70 +97,29 @@ def compare(a: Side, b: Side, *, by: str | None = None, threshold: float | None 
     by_target: dict[str, list[Pair]] = {}
     for pair in pairs(a, b):
         by_target.setdefault(pair.key[2], []).append(pair)
-    targets = {name: _target(name, arms, by, a, b) for name, arms in by_target.items()}
-    every = [(pair, targets[name]) for name, arms in by_target.items() for pair in arms]
+    targets = {name: drift.target(name, arms, by, a, b) for name, arms in by_target.items()}
+    every = [(pair, target) for target in targets.values() for pair in target.arms]
     changes = [_changes(pair, target, a, b) for pair, target in every]
-    said = [_said(pair, target, found, a, b) for (pair, target), found in zip(every, changes, strict=True)]
-    asked: dict[int, Estimate] = {}
-    for i, (_, target) in enumerate(every):
-        estimate = changes[i].own if target.by == "time" else changes[i].relative
-        if not said[i][0] and estimate is not None:
-            asked[i] = estimate
+    said = [_said(pair, target, change, a, b) for (pair, target), change in zip(every, changes, strict=True)]
+    asked = {
+        i: estimate
+        for i, ((_, target), change) in enumerate(zip(every, changes, strict=True))
+        if not said[i][0] and (estimate := change.asked(target.by)) is not None
+    }
     found = judge(asked, {i: every[i][1].margin for i in asked}, q)
     rows = []
+    raw: dict[str, list[Estimate | None]] = {name: [] for name in targets}
     for i, (pair, target) in enumerate(every):
         over = target.margin if threshold is None else threshold
         rows.append(_row(pair, target.by, changes[i], said[i], found.get(i), over) | _seen(pair, a, b))
-    of_target = {
-        name: [c for c, (pair, _) in zip(changes, every, strict=True) if pair.key[2] == name] for name in targets
-    }
-    drifts = [_drift_row(name, target, of_target[name]) for name, target in targets.items() if _timed(target)]
+        raw[target.name].append(changes[i].raw)
+    drifts = [drift.row(target, raw[name]) for name, target in targets.items() if target.timed]
     return Compared(
-        pl.DataFrame(rows, schema=SCHEMA, orient="row"), pl.DataFrame(drifts, schema=DRIFT_SCHEMA, orient="row")
+        pl.DataFrame(rows, schema=SCHEMA, orient="row"), pl.DataFrame(drifts, schema=drift.SCHEMA, orient="row")
     )
 
 
-def _timed(target: _Target) -> bool:
-    return any(arm.numbered for arm in target.arms)
-
-
-def _target(name: str, arms: Sequence[Pair], by: str | None, a: Side, b: Side) -> _Target:
-    """Look at a target as a whole, and let its same programs say what the machine did."""
-    like = alike.same_hardware(a.hardware.get(name, ()), b.hardware.get(name, ()))
-    same: dict[CellKey, list[Pair]] = {}
-    for arm in arms:
-        if arm.same is not None:
-            same.setdefault(arm.key, []).append(arm)
-    test = aa_between((_times(cell, 0), _times(cell, 1)) for cell in same.values())
-    shifts = []
-    for cell in same.values():
-        in_a, in_b = (summary(_mean([arm.times[i] for arm in cell]), (a, b)[i].pilot) for i in (0, 1))
-        if isinstance(in_a, Estimate) and isinstance(in_b, Estimate):
-            shifts.append(difference(in_b, in_a, test.inflation))
-    sweeps = [one.judged.known.sweep for one in (b, a)]
-    provider = next(sweep.targets[name].provider for sweep in sweeps if name in sweep.targets)
-    tests = [one.judged.tests.get(name, AATest()) for one in (a, b)]
-    return _Target(
-        arms=arms,
-        by=by or ("time" if like else "speedup"),
-        same_hardware=like,
-        inflations=(tests[0].inflation, tests[1].inflation),
-        test=test,
-        drift=average(shifts) if shifts else None,
-        margin=margin_of(provider),
-    )
-
-
-def _times(cell: Sequence[Pair], run: int) -> dict[str, Restarts]:
-    return {arm.recipe: arm.times[run] for arm in cell}
-
-
-def _mean(arms: Sequence[Restarts]) -> dict[int, float]:
-    """Return the mean of the arms in each restart that has them all."""
-    return {r: sum(arm[r] for arm in arms) / len(arms) for r in sorted(arms[0]) if all(r in arm for arm in arms)}
-
-
-def _changes(pair: Pair, target: _Target, a: Side, b: Side) -> _Changes:
+def _changes(pair: Pair, target: Target, a: Side, b: Side) -> _Changes:
     """Make the numbers of an arm, with what is wrong about the errors of each run and between them put right."""
     of_a, of_b = pair.cells
     if not pair.numbered or of_a is None or of_b is None:
@@ -206,14 +143,14 @@ def _changes(pair: Pair, target: _Target, a: Side, b: Side) -> _Changes:
     return _Changes(raw, own, relative)
 
 
-def _beside(pair: Pair, target: _Target) -> list[Pair]:
+def _beside(pair: Pair, target: Target) -> list[Pair]:
     """The same programs of the arm's cell: those that were timed in all of its restarts, or all where none was."""
     others = [other for other in target.arms if other.same is not None and other.key == pair.key]
     covering = [o for o in others if all(pair.times[i].keys() <= o.times[i].keys() for i in (0, 1))]
     return covering or others
 
 
-def _said(pair: Pair, target: _Target, changes: _Changes, a: Side, b: Side) -> tuple[str, str]:
+def _said(pair: Pair, target: Target, changes: _Changes, a: Side, b: Side) -> tuple[str, str]:
     """Return the word and evidence of an arm that is not tested, empty for one that is."""
     if pair.word or not pair.numbered:
         return pair.word, pair.evidence
@@ -229,7 +166,7 @@ def _said(pair: Pair, target: _Target, changes: _Changes, a: Side, b: Side) -> t
         return "baseline", "speedups are over its time"
     if not by_time and all(_no_op(one, cell, pair.recipe) for one, cell in zip((a, b), pair.cells, strict=True)):
         return "no-op", "the baseline's own program in both runs"
-    if (changes.own if by_time else changes.relative) is None:
+    if changes.asked(target.by) is None:
         return "void", "too few restarts timed it beside what it is compared with"
     return "", ""
 
@@ -245,9 +182,9 @@ def _row(
     word, evidence = (found.word, found.evidence) if found else said
     low, high = found.interval if found else (None, None)
     raw, relative = (None if one is None else shares(one, LEVEL) for one in (changes.raw, changes.relative))
-    drift = None
+    off = None
     if changes.raw is not None and changes.own is not None and changes.own is not changes.raw:
-        drift = math.expm1(changes.raw.mean - changes.own.mean)
+        off = math.expm1(changes.raw.mean - changes.own.mean)
     return {
         **dict(zip(("model", "workload", "target"), pair.key, strict=True)),
         "recipe": pair.recipe,
@@ -263,7 +200,7 @@ def _row(
         "time_change": raw[0] if raw else None,
         "time_low": raw[1][0] if raw else None,
         "time_high": raw[1][1] if raw else None,
-        "drift": drift,
+        "drift": off,
         "relative_change": relative[0] if relative else None,
         "relative_low": relative[1][0] if relative else None,
         "relative_high": relative[1][1] if relative else None,
@@ -282,25 +219,3 @@ def _seen(pair: Pair, a: Side, b: Side) -> dict[str, Any]:
         found[f"speedup_{name}"] = one.judged.verdicts[key[0]][key[1]].speedup if key else None
         found[f"restarts_{name}"] = len(one.logs.get(key, ())) if key else 0
     return found
-
-
-def _drift_row(name: str, target: _Target, changes: Sequence[_Changes]) -> dict[str, Any]:
-    same = target.drift is not None
-    raws = [
-        c.raw for pair, c in zip(target.arms, changes, strict=True) if c.raw and (pair.same is not None or not same)
-    ]
-    seen = pl.Series([shares(raw, LEVEL)[0] for raw in raws], dtype=pl.Float64)
-    change, (low, high) = shares(target.drift, LEVEL) if target.drift else (seen.median(), (None, None))
-    test = target.test
-    return {
-        "target": name,
-        "same_hardware": target.same_hardware,
-        "by": target.by,
-        "source": "same programs" if same else "all arms",
-        "arms": len(raws),
-        **{"change": change, "low": low, "high": high, "least": seen.min(), "most": seen.max()},
-        "aa_pairs": test.pairs,
-        "aa_chi2": test.chi2 if test.pairs else None,
-        "aa_p": test.p if test.pairs else None,
-        "inflation": test.inflation if test.pairs else None,
-    }

@@ -18,6 +18,9 @@ Row = Mapping[str, Any]
 
 NOTHING = "–"
 
+ONLY = " in one run only: "
+"""End of `what` where names that only one of the runs has are listed."""
+
 NAMED = 4
 """Arms that a line names; the rest are counted."""
 
@@ -142,7 +145,7 @@ def _named(parts: Any) -> dict[str, Row]:
 def _only(key: str, a: Mapping[str, Row], b: Mapping[str, Row]) -> Iterator[Difference]:
     left, right = [name for name in a if name not in b], [name for name in b if name not in a]
     if left or right:
-        yield Difference("sweep", f"{key} in one run only", ", ".join(left) or NOTHING, ", ".join(right) or NOTHING)
+        yield Difference("sweep", f"{key}{ONLY}", ", ".join(left) or NOTHING, ", ".join(right) or NOTHING)
 
 
 def _settings(a: pl.LazyFrame, b: pl.LazyFrame) -> Iterator[Difference]:

@@ -21,7 +21,7 @@ CellKey = tuple[str, str, str]
 """Model label, workload and target: what a cell is called in both runs, whatever its id."""
 
 LACKS = ("failed", "skipped", "unserved", "void", "wrong")
-"""Verdicts inside a run that are worth repeating where the other run lacks the arm."""
+"""Verdicts inside run B that are worth repeating where A lacks the arm."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Side:
         if found is None:
             mean = summary(self.logs.get((cell["id"], recipe), {}), self.pilot)
             found = None if isinstance(mean, Estimate) else mean
-        return None if found is None else (found[0], f"in {self.name} {found[1]}")
+        return None if found is None else (found[0], f"in {self.name} {found[0]}: {found[1]}")
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,9 @@ def pairs(a: Side, b: Side) -> Iterator[Pair]:
 
 def _pair(key: CellKey, recipe: str, a: Side, of_a: Row | None, b: Side, of_b: Row | None) -> Pair:
     if of_a is None or of_b is None:
-        one, cell, word = (b, of_b, "new") if of_a is None else (a, of_a, "gone")
-        assert cell is not None
-        verdict = one.judged.verdicts[cell["id"]][recipe]
-        evidence = f"in {one.name} {verdict.word}: {verdict.evidence}" if verdict.word in LACKS else ""
-        return Pair(key, recipe, (of_a, of_b), word, evidence)
+        verdict = None if of_b is None else b.judged.verdicts[of_b["id"]][recipe]
+        evidence = f"in B {verdict.word}: {verdict.evidence}" if verdict and verdict.word in LACKS else ""
+        return Pair(key, recipe, (of_a, of_b), "gone" if verdict is None else "new", evidence)
     said = _no_comparison(key, recipe, a, of_a, b, of_b)
     if said is not None:
         return Pair(key, recipe, (of_a, of_b), *said)
@@ -165,9 +163,9 @@ def _no_comparison(key: CellKey, recipe: str, a: Side, of_a: Row, b: Side, of_b:
         if said is not None and said[0] in ("void", "inconclusive"):
             return "void", said[1]
     if in_a is not None:
-        return "new", f"{in_a[0]} {in_a[1]}"
+        return "new", in_a[1]
     if in_b is not None:
-        return ("now failed" if in_b[0] == "failed" else "gone"), f"{in_b[0]} {in_b[1]}"
+        return ("now failed" if in_b[0] == "failed" else "gone"), in_b[1]
     for one in (a, b):
         test = one.judged.tests[key[2]]
         if test.void:
