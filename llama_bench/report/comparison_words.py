@@ -180,7 +180,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     """Return a line for each verdict with its evidence, for the arms that cannot be compared or are not right."""
     arms: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row["evidence"] and row["verdict"] in ("now wrong", "now right", "now failed", "void", *ABSENT):
+        if row["evidence"] and row["verdict"] in ("wrong", "now wrong", "now right", "now failed", "void", *ABSENT):
             arms.setdefault((row["verdict"], row["evidence"]), []).append(row)
     return [f"{word}, {_arms(found)}: {evidence}" for (word, evidence), found in arms.items()]
 

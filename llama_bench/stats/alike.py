@@ -107,7 +107,7 @@ def same_program(a: Row | None, b: Row | None, run_a: Row, run_b: Row) -> str | 
     return f"variant {a['variant'][:8]}…, settings, measuring code and torch are equal"
 
 
-def _versions(run: Row, names: Iterable[str]) -> dict[str, Any] | None:
+def _versions(run: Row, names: Iterable[str]) -> dict[str, Any]:
     """Versions of these libraries in a run; a run that says none is like no other."""
     said = run.get("versions") or {}
     found = {name: said[name] for name in names if name in said}

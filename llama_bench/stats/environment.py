@@ -105,7 +105,7 @@ def _threads(a: pl.LazyFrame, b: pl.LazyFrame) -> Iterator[Difference]:
     """The threads that the arms of a target had, and the provider that ran them."""
     said_a, said_b = _run_with(a), _run_with(b)
     for target in [name for name in said_a if name in said_b]:
-        yield from _plain(f"target {target}", said_a[target], said_b[target])
+        yield from _plain(f"arms on target {target}", said_a[target], said_b[target])
 
 
 def _run_with(machines: pl.LazyFrame) -> dict[str, dict[str, str]]:

@@ -141,15 +141,22 @@ def _pair(key: CellKey, recipe: str, a: Side, of_a: Row | None, b: Side, of_b: R
     if alike.same_hardware(a.hardware.get(key[2], ()), b.hardware.get(key[2], ())):
         variants = a.judged.known.variants.get(ids[0]), b.judged.known.variants.get(ids[1])
         same = alike.same_program(*variants, a.run, b.run)
-    word, evidence = _wrong(a.judged.known.wrong(of_a, recipe), b.judged.known.wrong(of_b, recipe))
+    word, evidence = _wrong(a, of_a, b, of_b, recipe)
     return Pair(key, recipe, (of_a, of_b), word, evidence, same, (a.logs[ids[0]], b.logs[ids[1]]))
 
 
-def _wrong(in_a: str | None, in_b: str | None) -> Said:
-    """An arm that answers wrongly in either run is not ranked; which run it was is what matters."""
+def _wrong(a: Side, of_a: Row, b: Side, of_b: Row, recipe: str) -> Said:
+    """An arm that answers wrongly in either run is not ranked; that it became so asks for the same judge in both."""
+    in_a, in_b = a.judged.known.wrong(of_a, recipe), b.judged.known.wrong(of_b, recipe)
+    if in_a is None and in_b is None:
+        return "", ""
+    judges = [(one.judged.known.sweep.measure.accuracy, one.judged.known.sweep.measure.text) for one in (a, b)]
+    if judges[0] != judges[1]:
+        said = [f"in {run} {why}" for run, why in (("A", in_a), ("B", in_b)) if why is not None]
+        return "wrong", f"{'; '.join(said)} (bounds of accuracy or text are not those of the other run)"
     if in_b is not None:
         return ("wrong" if in_a is not None else "now wrong"), in_b
-    return ("now right", f"in A {in_a}") if in_a is not None else ("", "")
+    return "now right", f"in A {in_a}"
 
 
 def _no_comparison(key: CellKey, recipe: str, a: Side, of_a: Row, b: Side, of_b: Row) -> Said | None:

@@ -223,6 +223,14 @@ def test_an_arm_that_is_wrong_or_fails_has_its_own_word(
     assert one["evidence"]
 
 
+def test_a_stricter_bound_makes_no_regression(synthetic: ModuleType) -> None:
+    later = synthetic.world(recipes(synthetic, within_bound=False), seed=2)
+    later.run["sweep"]["measure"]["accuracy"]["max_perplexity_increase"] = 0.01
+    one = row(compared(before(synthetic), later), "changes")
+    assert (one["verdict"], one["regression"]) == ("wrong", False)
+    assert "bounds of accuracy or text are not those of the other run" in one["evidence"]
+
+
 @pytest.mark.parametrize("run", ["A", "B"])
 def test_equal_programs_that_differ_in_either_run_void_its_target(synthetic: ModuleType, run: str) -> None:
     worlds = {"A": before(synthetic), "B": after(synthetic)}
