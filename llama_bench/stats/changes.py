@@ -76,16 +76,14 @@ def average(found: Sequence[Estimate]) -> Estimate:
     """Return the estimate of the mean of independent estimates, such as the drifts of a target's cells.
 
     The degrees of freedom are Satterthwaite's (1946). Where the estimates differ by more than their own errors explain,
-    their spread counts instead.
+    the errors are widened until they explain it (Birge 1932).
     """
     n = len(found)
     v = np.array([(one.standard_error / n) ** 2 for one in found])
     df = float(v.sum() ** 2 / (v**2 / [one.df for one in found]).sum())
     means = np.array([one.mean for one in found])
-    spread = float(means.std(ddof=1)) if n > 1 else 0.0
-    if spread**2 / n > v.sum():
-        return Estimate(float(means.mean()), spread, n - 1, n)
-    return Estimate(float(means.mean()), math.sqrt(float(v.sum())), df, 1)
+    seen = float(means.var(ddof=1)) / n if n > 1 else 0.0
+    return Estimate(float(means.mean()), math.sqrt(max(float(v.sum()), seen)), df, 1)
 
 
 def beside(arm: Restarts, others: Sequence[Restarts]) -> dict[int, float]:
