@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from llama_bench import results
-from llama_bench.errors import InputError, nearest
+from llama_bench.errors import InputError
 from llama_bench.report.table import plural
 from llama_bench.stats import comparing, environment
 from llama_bench.stats.cells import table as cells_view
@@ -68,12 +69,18 @@ def load(path_a: str, path_b: str, *, by: str | None = None, threshold: float | 
 
 def _have_common_cells(a: Side, b: Side, names: Sequence[str]) -> None:
     in_a, in_b = (["/".join(key) for key in cells(one)] for one in (a, b))
-    if not set(in_a) & set(in_b):
-        one, other = in_a[0] if in_a else "no cell", in_b[:1] and nearest(in_a[0] if in_a else "", in_b)
-        raise InputError(
-            f"{names[0]} and {names[1]} have no cell (model/workload/target) in common\n"
-            f"A has {one}{f' and {len(in_a) - 1} more' if len(in_a) > 1 else ''}, and of B{other or '; it has none'}"
-        )
+    if set(in_a) & set(in_b):
+        return
+    first = in_a[0] if in_a else ""
+    close = get_close_matches(first, in_b, 1, cutoff=0.0)
+    raise InputError(
+        f"{names[0]} and {names[1]} have no cell (model/workload/target) in common\n"
+        f"A has {_counted(first, in_a)}, B has {_counted(close[0] if close else '', in_b)}"
+    )
+
+
+def _counted(one: str, all_of_them: Sequence[str]) -> str:
+    return f"{one or 'no cell'}{f' and {len(all_of_them) - 1} more' if len(all_of_them) > 1 else ''}"
 
 
 def _notes(a: Side, b: Side) -> list[str]:
