@@ -18,7 +18,7 @@ ABSENT = ("new", "gone", "skipped", "unserved", "failed")
 """Verdicts of arms without a number in one of the runs, or in both."""
 
 COUNTED = ("slower", "faster", "equivalent", "inconclusive", "same", "now wrong", "now failed", "void", "new", "gone")
-"""Verdicts that the line of numbers has, in its order."""
+"""Verdicts that come first in the line of numbers, in this order."""
 
 SHOWN = 3
 """Arms that the sentence names; the tables have them all."""
@@ -35,9 +35,8 @@ def answer(found: Comparison) -> str:
         return f"{plural(len(worse), 'regression')} from A to B: {_listed(worse)}"
     if not compared:
         return "No arm can be compared: none has a time in both runs that stands"
-    within = f"no regression, but {plural(len(slower), 'arm')} slower within the threshold: {_listed(slower)}"
     if slower:
-        return within[0].upper() + within[1:]
+        return f"No regression, but {plural(len(slower), 'arm')} slower within the threshold: {_listed(slower)}"
     if faster:
         return f"No regression, and {plural(len(faster), 'arm')} faster: {_listed(faster)}"
     if all(row["verdict"] == "same" for row in compared):
@@ -80,7 +79,8 @@ def _interval(value: float, low: float | None, high: float | None) -> str:
 
 def numbers(found: Comparison) -> str:
     """Return how many arms have which verdict."""
-    counts = [(word, len(_of(found, word))) for word in COUNTED]
+    listed = [*COUNTED, *dict.fromkeys(row["verdict"] for row in found.rows if row["verdict"] not in COUNTED)]
+    counts = [(word, len(_of(found, word))) for word in listed]
     return f"{plural(len(found.rows), 'arm')}: " + ", ".join(f"{count} {word}" for word, count in counts if count)
 
 

@@ -20,6 +20,7 @@ Benjamini–Hochberg.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,9 +144,9 @@ def _changes(pair: Pair, target: Target, a: Side, b: Side) -> _Changes:
     return _Changes(raw, own, relative)
 
 
-def _beside(pair: Pair, target: Target) -> list[Pair]:
+def _beside(pair: Pair, target: Target) -> Sequence[Pair]:
     """The same programs of the arm's cell: those that were timed in all of its restarts, or all where none was."""
-    others = [other for other in target.arms if other.same is not None and other.key == pair.key]
+    others = target.same.get(pair.key, ())
     covering = [o for o in others if all(pair.times[i].keys() <= o.times[i].keys() for i in (0, 1))]
     return covering or others
 
@@ -155,7 +156,7 @@ def _said(pair: Pair, target: Target, changes: _Changes, a: Side, b: Side) -> tu
     if pair.word or not pair.numbered:
         return pair.word, pair.evidence
     base, by_time = pair.recipe in pair.baselines, target.by == "time"
-    same_base = any(o.same is not None and o.key == pair.key and o.recipe in pair.baselines for o in target.arms)
+    same_base = any(other.recipe in pair.baselines for other in target.same.get(pair.key, ()))
     if pair.same is not None and (by_time or same_base):
         return "same", f"one program in both runs ({pair.same}): what its time does is the machine's doing"
     if pair.recipe == CONTROL:

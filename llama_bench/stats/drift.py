@@ -6,7 +6,7 @@ runs (:func:`llama_bench.stats.alike.same_program`: mostly the baseline, its con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,13 @@ measures. `aa_pairs` and what follows are the A/A test between the runs
 class Target:
     """What the arms of a target have in common: its question, what its same programs show, and how evenly.
 
-    `inflations` are those of the runs' own A/A tests, A's first; `margin` is what counts as no difference.
+    `same` are those programs, by cell; `inflations` are those of the runs' own A/A tests, A's first; `margin` is what
+    counts as no difference.
     """
 
     name: str
     arms: Sequence[Pair]
+    same: Mapping[CellKey, Sequence[Pair]]
     by: str
     same_hardware: bool
     same_code: bool
@@ -80,6 +82,7 @@ def target(name: str, arms: Sequence[Pair], by: str | None, a: Side, b: Side) ->
     return Target(
         name=name,
         arms=arms,
+        same=same,
         by=by or ("time" if like else "speedup"),
         same_hardware=like,
         same_code=a.run.get("code") == b.run.get("code"),
