@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from llama_bench import __version__
-from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, status, targets, tune
+from llama_bench.cli import (
+    calibrate,
+    clean,
+    compare,
+    export,
+    passes,
+    plan,
+    query,
+    report,
+    run,
+    schema,
+    status,
+    targets,
+    tune,
+)
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
@@ -24,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "status": (status.command, status.EXAMPLES),
     "report": (report.command, report.EXAMPLES),
     "query": (query.command, query.EXAMPLES),
+    "compare": (compare.command, compare.EXAMPLES),
     "tune": (tune.command, tune.EXAMPLES),
     "export": (export.command, export.EXAMPLES),
     "calibrate": (calibrate.command, calibrate.EXAMPLES),

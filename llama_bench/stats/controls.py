@@ -74,9 +74,13 @@ def aa_test(groups: Iterable[Ratios]) -> AATest:
     p-value as a quantile with as many degrees of freedom as it has pairs) add up to a χ² with the sum of the degrees
     of freedom (Fisher 1925; Lancaster 1961, "The combination of probabilities", for unequal degrees of freedom).
     """
+    return together([one for group in groups for one in strata(group)])
+
+
+def together(found: Sequence[Stratum]) -> AATest:
+    """Return the one test of independent strata: their χ² and degrees of freedom add up."""
     from scipy.special import chdtrc
 
-    found = [stratum for group in groups for stratum in strata(group)]
     if not found:
         return AATest()
     pairs, chi2 = sum(one.pairs for one in found), math.fsum(one.chi2 for one in found)
@@ -95,11 +99,11 @@ def strata(y: Ratios) -> list[Stratum]:
         for restart, value in y[arm].items():
             if math.isfinite(value):
                 restarts[restart][arm] = value
-    together: defaultdict[tuple[str, ...], list[list[float]]] = defaultdict(list)
+    alike: defaultdict[tuple[str, ...], list[list[float]]] = defaultdict(list)
     for _, values in sorted(restarts.items()):
-        together[tuple(values)].append(list(values.values()))
-    found = (_stratum(rows) for _, rows in sorted(together.items()) if len(rows) > 1)
-    return [stratum for stratum in found if stratum is not None]
+        alike[tuple(values)].append(list(values.values()))
+    found = (_stratum(rows) for _, rows in sorted(alike.items()) if len(rows) > 1)
+    return [one for one in found if one is not None]
 
 
 def _stratum(rows: Sequence[Sequence[float]]) -> Stratum | None:
@@ -109,8 +113,6 @@ def _stratum(rows: Sequence[Sequence[float]]) -> Stratum | None:
     n restarts, F = MS(arm) / MS(residual) has (k, k(n − 1)) degrees of freedom when the arms have equal means and
     variances, whatever differs between restarts. The baseline's own y is 0: subtracting it moves whole restarts only.
     """
-    from scipy.special import chdtri, fdtrc
-
     values = np.column_stack([np.zeros(len(rows)), np.asarray(rows, dtype=float)])
     n, arms = values.shape
     k = arms - 1
@@ -119,6 +121,12 @@ def _stratum(rows: Sequence[Sequence[float]]) -> Stratum | None:
     spread = float((residuals**2).sum()) / (k * (n - 1))
     if math.sqrt(spread) < SMALLEST_SPREAD:
         return None
-    f = n * float((effects**2).sum()) / k / spread
-    p = max(float(fdtrc(k, k * (n - 1), f)), SMALLEST_P)
-    return Stratum(k, n, p, float(chdtri(k, p)))
+    return stratum(n * float((effects**2).sum()) / k / spread, k, k * (n - 1), n)
+
+
+def stratum(f: float, pairs: int, residual: int, restarts: int) -> Stratum:
+    """Return the stratum of a ratio `f` of mean squares, with `pairs` and `residual` degrees of freedom."""
+    from scipy.special import chdtri, fdtrc
+
+    p = max(float(fdtrc(pairs, residual, f)), SMALLEST_P)
+    return Stratum(pairs, restarts, p, float(chdtri(pairs, p)))

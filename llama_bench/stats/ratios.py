@@ -41,11 +41,12 @@ class Estimate:
 
     `sd` and `df` are the pilot's (Stein 1945), `mean` is over all `restarts`. `inflation`, at least 1, is how much more
     the target's A/A pairs differ than their spread explains (:mod:`llama_bench.stats.controls`).
+    Of two runs' means (:mod:`llama_bench.stats.changes`) `df` is no whole number.
     """
 
     mean: float
     sd: float
-    df: int
+    df: float
     restarts: int
     inflation: float = 1.0
 
@@ -87,7 +88,7 @@ class Estimate:
         return math.expm1(shift * self.standard_error)
 
 
-def t_quantile(probability: float, df: int) -> float:
+def t_quantile(probability: float, df: float) -> float:
     """Return the quantile of Student's t distribution (scipy.special.stdtrit)."""
     from scipy.special import stdtrit
 

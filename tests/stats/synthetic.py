@@ -72,6 +72,13 @@ class World:
                     row["seconds"] *= slower
             self.rows[dataset] += again
 
+    def slow_down(self, factor: float, recipe: str | None = None) -> None:
+        """Make all times longer by `factor`, or those of one arm alone (the control goes by its own name)."""
+        for row in [*self.rows["blocks"], *self.rows["timings"]]:
+            if recipe in (None, CONTROL if row["control"] else row["recipe"]):
+                key = "log_seconds" if "log_seconds" in row else "seconds"
+                row[key] = row[key] + float(np.log(factor)) if key == "log_seconds" else row[key] * factor
+
     def move(self, restart: int, **machine: Any) -> None:
         """Let a restart of every cell have run on another machine: columns of `machines`."""
         for row in self.rows["machines"]:
