@@ -90,7 +90,7 @@ def _trust(speedups: pl.DataFrame, cells: pl.DataFrame, targets: Iterable[str]) 
         )
     said += [f"they are void on {', '.join(void)}, where equal programs differ by more than chance"] if void else []
     said += [f"nothing says how noisy {', '.join(unknown)} is"] if unknown else []
-    recipes = speedups.filter(~pl.col("baseline") & ~pl.col("control"))
+    recipes = speedups.filter(~pl.col("baseline") & ~pl.col("control") & (pl.col("verdict") != "unserved"))
     idle = recipes.group_by("recipe").agg(pl.col("no_op").all()).filter("no_op").height
     if idle:
         said.append(f"{idle} of {recipes['recipe'].n_unique()} recipes execute exactly what the baseline does (no-op)")

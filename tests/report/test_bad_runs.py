@@ -53,12 +53,12 @@ def test_failed_and_wrong_arms_alone_are_named_and_never_ranked(synthetic: Modul
 
 def test_a_target_that_no_node_served_is_said_beside_the_one_that_was(synthetic: ModuleType) -> None:
     targets = {"A": "CUDAExecutionProvider", "B": "CPUExecutionProvider"}
-    world = synthetic.world(
-        {"fast": synthetic.Truth(0.8, executed="a")}, targets=targets, unserved={"A": "no node offers it"}
-    )
+    recipes = {"fast": synthetic.Truth(0.8, executed="a"), "idle": synthetic.Truth()}
+    world = synthetic.world(recipes, targets=targets, unserved={"A": "no node offers it"})
     found, _ = composed(world)
     assert found.missing == ["Nothing was measured on target A: no node offers it."]
     assert "on B fast is the fastest" in found.answer[0]
+    assert "1 of 2 recipes execute exactly what the baseline does (no-op)" in found.answer[1]
 
 
 def test_parts_of_another_schema_and_paths_that_are_no_run_are_named(synthetic: ModuleType, tmp_path: Path) -> None:
