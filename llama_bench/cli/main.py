@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from llama_bench import __version__
-from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, status, targets, tune
+from llama_bench.cli import (
+    calibrate,
+    clean,
+    explain,
+    export,
+    passes,
+    plan,
+    query,
+    report,
+    run,
+    schema,
+    status,
+    targets,
+    tune,
+)
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
@@ -23,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "plan": (plan.command, plan.EXAMPLES),
     "status": (status.command, status.EXAMPLES),
     "report": (report.command, report.EXAMPLES),
+    "explain": (explain.command, explain.EXAMPLES),
     "query": (query.command, query.EXAMPLES),
     "tune": (tune.command, tune.EXAMPLES),
     "export": (export.command, export.EXAMPLES),

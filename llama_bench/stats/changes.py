@@ -96,7 +96,9 @@ def _settings(mine: Row, theirs: Row) -> tuple[Setting, ...]:
     arm, base = _flat(mine), _flat(theirs)
     names = [*base, *(name for name in arm if name not in base)]
     return tuple(
-        Setting(name, base.get(name, ABSENT), arm.get(name, ABSENT)) for name in names if base.get(name) != arm.get(name)
+        Setting(name, base.get(name, ABSENT), arm.get(name, ABSENT))
+        for name in names
+        if base.get(name) != arm.get(name)
     )
 
 

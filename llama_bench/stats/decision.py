@@ -183,10 +183,8 @@ def _tested(found: Estimate, verdict: Verdict, margin: float) -> Tested:
     )
 
 
-def _more(
-    found: Estimate, verdict: Verdict, margin: float, wanted: float | None, pilot: tuple[float, ...]
-) -> More:
-    """Restarts that would change the verdict, from n = (t · inflation · sd / distance)², as Stein (1945) counts them."""
+def _more(found: Estimate, verdict: Verdict, margin: float, wanted: float | None, pilot: tuple[float, ...]) -> More:
+    """Restarts that would change the verdict, n = (t · inflation · sd / distance)², as Stein (1945) has it."""
     reach = t_quantile(0.5 + LEVEL / 2, found.df) * found.sd / math.sqrt(found.restarts)
     return More(
         half_width=reach,

@@ -21,10 +21,13 @@ Row = Mapping[str, Any]
 KEYS = ("target", "model", "workload", "recipe")
 """What names a row, in the order of the tables."""
 
+LEFT_OUT = ("skipped", "unserved")
+"""Verdicts of a cell's arms where the run left the whole cell out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Which row it is; `baseline` is the recipe that it is compared with."""
+    """Which row it is; `baseline` is what it is compared with, `measured` is False in a cell that was left out."""
 
     cell: str
     target: str
@@ -33,6 +36,7 @@ class Name:
     recipe: str
     baseline: str
     verdict: str
+    measured: bool = True
 
     @property
     def words(self) -> str:
@@ -82,23 +86,27 @@ class Explained:
     answers: answers.Answers | None
     bound: Bound | None
     ceilings: bool
+    time_s: float | None
     times: shape.Shape | None
     baseline_times: shape.Shape | None
 
 
 def names(judged: Judged) -> list[Name]:
     """Return all rows of a run, in the order of the tables."""
-    return [
-        Name(cell["id"], cell["target"], cell["model"], cell["workload"], name, cell["baseline"], verdict.word)
-        for cell in judged.known.cells
-        for name, verdict in judged.verdicts[cell["id"]].items()
-    ]
+    found = []
+    for cell in judged.known.cells:
+        verdicts = judged.verdicts[cell["id"]]
+        measured = any(verdict.word not in LEFT_OUT for verdict in verdicts.values())
+        where = cell["id"], cell["target"], cell["model"], cell["workload"]
+        found += [Name(*where, name, cell["baseline"], one.word, measured) for name, one in verdicts.items()]
+    return found
 
 
 def matching(rows: list[Name], wanted: Mapping[str, str]) -> list[Name]:
     """Return the rows whose columns (`KEYS`) match the patterns in `wanted`; a name that is there means itself alone.
 
-    Raises InputError for a pattern that matches nothing, naming the nearest word, and where no row has all of them.
+    Rows of cells that the run left out count only where no others match. Raises InputError for a pattern that matches
+    nothing, naming the nearest word, and where no row has all of them.
     """
     found = rows
     for key, pattern in wanted.items():
@@ -107,6 +115,7 @@ def matching(rows: list[Name], wanted: Mapping[str, str]) -> list[Name]:
         if not chosen:
             raise InputError(f"no {key} {pattern!r} in these results{nearest(pattern, words)}")
         found = [row for row in found if getattr(row, key) in chosen]
+    found = [row for row in found if row.measured] or found
     if not found:
         said = ", ".join(f"{key}={pattern}" for key, pattern in wanted.items())
         raise InputError(f"no row of these results has {said} together")
@@ -150,6 +159,7 @@ def explain(judged: Judged, datasets: Mapping[str, pl.LazyFrame], name: Name) ->
         ),
         bound=known.bounds.get(key),
         ceilings=not datasets["ceilings"].head(1).collect().is_empty(),
+        time_s=known.times.get(key, {}).get("time_s"),
         times=shape.shape(timings, machines, recipe),
         baseline_times=shape.shape(timings, machines, base) if recipe != base else None,
     )
@@ -183,8 +193,8 @@ def _drift(of_cell: pl.DataFrame, pairs: pl.DataFrame, main: list[slots.Restart]
     shared, baseline = slots.shared(of_cell), slots.baseline_restarts(of_cell, base)
     replicate = [f"{restart}/{group}" for restart, group in zip(pairs["restart"], pairs["group"], strict=True)]
     return Drift(
-        ratio_by_block=slots.slope(pairs["block"], pairs["y"], replicate),
+        ratio_by_block=slots.slope(pairs["block"].to_list(), pairs["y"].to_list(), replicate),
         ratio_by_restart=slots.slope(range(len(main)), [one.y for one in main]),
-        shared_by_block=slots.slope(shared["block"], shared["log"], shared["of"]),
+        shared_by_block=slots.slope(shared["block"].to_list(), shared["log"].to_list(), shared["of"].to_list()),
         baseline_by_restart=slots.slope(range(len(baseline)), baseline),
     )

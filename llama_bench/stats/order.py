@@ -75,11 +75,11 @@ class _Table:
     position: Integers
 
 
-def order(slots: pl.DataFrame, arm: str, baseline: str) -> Order | None:
+def order(slots: pl.DataFrame, arm: str, baseline: str, draws: int = DRAWS) -> Order | None:
     """Return what the order did in the blocks that have both arms; None with fewer than two blocks or three arms.
 
     `slots` are those of :func:`llama_bench.stats.slots.of_cell`. Of ln seconds the mean of the arm in its restart (over
-    all restarts where one has a single block) and the mean of the block are taken away.
+    all restarts where one has a single block) and the mean of the block are taken away. `draws` orders make a p-value.
     """
     names = slots["recipe"].unique(maintain_order=True).to_list()
     tables = [table for table in _tables(slots, names, {arm, baseline}) if table.left.shape[1] > 2]
@@ -92,13 +92,13 @@ def order(slots: pl.DataFrame, arm: str, baseline: str) -> Order | None:
     seen = [_orders(table) for table in tables]
     found = _sums(tables, seen, most, len(names), mine)
     rng, beyond = np.random.default_rng(SEED), np.zeros(3)
-    for _ in range(DRAWS):
+    for _ in range(draws):
         drawn = [rng.permuted(np.broadcast_to(np.arange(t.left.shape[1]), t.left.shape), axis=1) for t in tables]
         again = _sums(tables, drawn, most, len(names), mine)
         # a hair less: the same sum in another order must count as equal
         beyond += [_size(a) >= _size(f) * (1 - 1e-9) for a, f in zip(again, found, strict=True)]
     position, after, own = (
-        Effect(_levels(sums, labels), float((more + 1) / (DRAWS + 1)))
+        Effect(_levels(sums, labels), float((more + 1) / (draws + 1)))
         for sums, labels, more in zip(found, ([str(i) for i in range(most)], names, names), beyond, strict=True)
     )
     places = [_places(table, mine, base) for table in tables]

@@ -64,7 +64,9 @@ def shape(timings: pl.DataFrame, machines: pl.DataFrame, arm: str) -> Shape | No
         mean_s=float(seconds.to_numpy().mean()),
         p90_s=float(np.quantile(seconds.to_numpy(), 0.9)),
         most_s=float(seconds.to_numpy().max()),
-        deviation=math.sqrt(float((in_slot["log"].to_numpy() * weights).sum()) / weights.sum()) if len(weights) else None,
+        deviation=math.sqrt(float((in_slot["log"].to_numpy() * weights).sum()) / weights.sum())
+        if len(weights)
+        else None,
         warmup_runs=(float(warm.to_numpy().min()), float(np.median(warm.to_numpy())), float(warm.to_numpy().max()))
         if len(warm)
         else None,

@@ -14,6 +14,9 @@ from llama_bench.stats.ratios import CONFIRM, MAIN, counting, name_arms, t_quant
 OUTLIER_P = 0.01
 """A restart is called an outlier where its distance has a smaller chance than this among equal ones."""
 
+LEAST_DF = 3
+"""Degrees of freedom below which a slope's interval says nothing."""
+
 BLOCK = ["restart", "group", "block"]
 
 
@@ -154,16 +157,18 @@ def slope(x: Sequence[float], y: Sequence[float], within: Sequence[object] | Non
     """Return the least-squares slope of `y` over `x`, both centred in each group of `within` (one group if left out).
 
     Its t interval has as many degrees of freedom as there are values less groups less one. None where x does not vary
-    inside a group, or nothing is left to judge the slope by.
+    inside a group, or fewer than LEAST_DF are left.
     """
     from scipy.special import stdtr
 
     frame = pl.DataFrame({"x": list(map(float, x)), "y": list(map(float, y))})
-    frame = frame.with_columns(g=pl.Series([str(one) for one in within] if within is not None else ["all"] * len(frame)))
-    centred = frame.with_columns((pl.col("x", "y") - pl.col("x", "y").mean().over("g")))
+    frame = frame.with_columns(
+        g=pl.Series([str(one) for one in within] if within is not None else ["all"] * len(frame))
+    )
+    centred = frame.with_columns(pl.col("x", "y") - pl.col("x", "y").mean().over("g"))
     xs, ys = centred["x"].to_numpy(), centred["y"].to_numpy()
     df, sxx = len(frame) - frame["g"].n_unique() - 1, float((xs**2).sum())
-    if df < 1 or sxx == 0:
+    if df < LEAST_DF or sxx == 0:
         return None
     b = float((xs * ys).sum()) / sxx
     error = math.sqrt(float(((ys - b * xs) ** 2).sum()) / df / sxx)

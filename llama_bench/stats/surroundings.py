@@ -129,10 +129,9 @@ def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
 
 
 def _seen(column: str, of: str, mine: pl.DataFrame, base: pl.DataFrame, y: pl.Series) -> Seen:
-    known = pl.DataFrame({"x": mine[column], "y": y}).drop_nulls()
-    with_ratio = spearman(known["x"].to_list(), known["y"].to_list())
-    rho, p = with_ratio or (None, None)
-    return Seen(column, of, len(known), *_range(known["x"]), *_range(base[column].drop_nulls()), rho, p)
+    known, both = mine[column].drop_nulls(), pl.DataFrame({"x": mine[column], "y": y}).drop_nulls()
+    rho, p = spearman(both["x"].to_list(), both["y"].to_list()) or (None, None)
+    return Seen(column, of, len(known), *_range(known), *_range(base[column].drop_nulls()), rho, p)
 
 
 def _range(values: pl.Series) -> tuple[float | None, float | None, float | None]:

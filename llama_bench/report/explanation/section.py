@@ -19,7 +19,8 @@ class Section:
 
 def change(y: float, digits: int = 1) -> str:
     """Return a difference of ln seconds as a change of time: 0.0198 is `+2.0 %`."""
-    return f"{round(math.expm1(y) * 100, digits) + 0.0:+.{digits}f} %"  # + 0.0: no minus before a zero
+    text = f"{round(math.expm1(y) * 100, digits) + 0.0:+.{digits}f} %"  # + 0.0: no minus before a zero
+    return text.replace("-", "−")
 
 
 def share(value: float, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Why the verdict is what it is, in words: the rule, its numbers, and what would change it."""
+"""Why the verdict is what it is, in words: the rule and its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from llama_bench.report.explanation.section import Section, bare, chance, interval, share, times
 from llama_bench.report.table import Table, plural
 from llama_bench.stats.controls import VOID_P
-from llama_bench.stats.decision import Decision, More, Rule, Tested
+from llama_bench.stats.decision import Decision, Rule
 from llama_bench.stats.verdicts import Q
 
 SHOWN = 12
@@ -18,14 +18,6 @@ def why(found: Decision, recipe: str) -> Section:
     """Return the section about the verdict."""
     sentences = [*WORDS[found.rule](found, recipe), *_target(found), *_confirmed(found)]
     return Section("Why this verdict", tuple(sentences), tuple(_tables(found, recipe)))
-
-
-def what_would_change_it(found: Decision) -> Section | None:
-    """Return the section about more restarts; None for a verdict that no number stands behind."""
-    if found.tested is None or found.more is None or found.rule in ("control", "no-op"):
-        return None
-    sentences = [*_stein(found, found.more), *_needed(found, found.tested, found.more)]
-    return Section("What would change it", tuple(sentences))
 
 
 def _baseline(found: Decision, recipe: str) -> Iterator[str]:
@@ -175,12 +167,7 @@ def _ranked(found: Decision, recipe: str) -> Iterator[str]:
             f"It is number {me.rank} of the {m} arms of its cell that are tested together, by p. Benjamini–Hochberg "
             f"lets rank k have a p of k · {Q:.0%} / {m}, and calls all up to the last that has it different: "
             f"{_counted(rejected, m)}. Rank {me.rank} may have {me.allowed:.2g}, so it is {_called(me.rejected)} "
-            "different"
-            + (
-                ", because an arm after it may be."
-                if me.rejected and me.p > me.allowed
-                else "."
-            )
+            "different" + (", because an arm after it may be." if me.rejected and me.p > me.allowed else ".")
         )
     yield (
         f"The interval is at 1 − max({rejected}, 1) · {Q:.0%} / {m} = {share(found.tested.level)}, the level at which "
@@ -204,18 +191,18 @@ def _target(found: Decision) -> Iterator[str]:
     if not test.pairs:
         yield "No control or no-op of this target was timed well enough to ask whether equal programs differ here."
         return
-    widened = (
-        f"so every standard error here is {test.inflation:.3f} times as large as its own spread says"
-        if test.inflation > 1
-        else "so nothing is widened"
-    )
-    if not test.void:
+    programs = f"Equal programs (controls and no-ops of this target, {plural(test.pairs, 'pair')})"
+    told = f"χ² = {test.chi2:.1f} with {plural(test.pairs, 'degree')} of freedom, {chance(test.p)}"
+    if test.void:
+        yield f"{programs} differ here by more than chance: {told}."
+    elif test.inflation > 1:
         yield (
-            f"Equal programs (controls and no-ops of this target, {plural(test.pairs, 'pair')}) differ as chance lets "
-            f"them: χ² = {test.chi2:.1f}, {chance(test.p)}; {widened}."
+            f"{programs} do not differ by more than chance explains ({told}). As χ² is above its degrees of freedom "
+            f"all the same, every standard error of the target is √({test.chi2:.1f} / {test.pairs}) = "
+            f"{test.inflation:.3f} times as large as its own spread says."
         )
     else:
-        yield f"Equal programs differ here: χ² = {test.chi2:.1f} with {test.pairs} degrees of freedom, {chance(test.p)}."
+        yield f"{programs} do not differ by more than chance explains ({told}), so nothing is widened."
 
 
 def _confirmed(found: Decision) -> Iterator[str]:
@@ -231,44 +218,6 @@ def _confirmed(found: Decision) -> Iterator[str]:
         f"{times(one.speedup)} {interval(one.low, one.high)} at 90 %, {chance(one.p)} (one-sided, Holm over the "
         f"target's cells). It is {one.word}{reason}."
     )
-
-
-def _stein(found: Decision, more: More) -> Iterator[str]:
-    """What Stein's second stage asked for, and what ended the cell."""
-    assert found.tested is not None
-    reached = f"the 95 % interval of y is ±{share(more.half_width)}"
-    if more.wanted is None or more.to_wanted is None:
-        yield f"The sweep asks for {found.pilot} restarts and for no width: {reached}."
-        return
-    short = more.to_wanted - found.tested.restarts
-    done = "and they were made" if short <= 0 else f"{short} more than there are"
-    ended = {
-        "half-width": "It was reached in this cell.",
-        "budget": "The cell was ended by its budget.",
-        "pilot only": "No more than the pilot was measured.",
-        "unfinished": "The cell is not finished: the same command goes on.",
-    }.get(found.ended_by or "", "")
-    yield (
-        f"Wanted is ±{share(more.wanted)}, {reached}. From the spread of the pilot that takes "
-        f"{plural(more.to_wanted, 'restart')} (Stein's second stage), {done}. {ended}".rstrip()
-    )
-
-
-def _needed(found: Decision, one: Tested, more: More) -> Iterator[str]:
-    if found.rule == "discovery" or (found.rule == "wrong" and one.width > 1):
-        yield f"The interval would still leave out 1 if it were {one.width:.1f} times as wide."
-    if found.rule == "wrong":
-        yield "More restarts make no wrong answer right."
-    if found.rule in ("neither", "margin") and more.to_differ is not None:
-        yield (
-            f"If mean and spread stayed as they are, and the level too, it would be called different from "
-            f"{plural(more.to_differ, 'restart')} on."
-        )
-    if found.rule == "neither":
-        if more.to_equal is None:
-            yield f"As long as its mean is further than ±{one.margin:.0%} from 1, no number makes it equivalent."
-        else:
-            yield f"It would be equivalent from {plural(more.to_equal, 'restart')} on."
 
 
 def _tables(found: Decision, recipe: str) -> Iterator[Table]:
@@ -291,7 +240,8 @@ def _tables(found: Decision, recipe: str) -> Iterator[Table]:
         yield Table("Its family, by p", ("Rank", "Recipe", "p", "Allowed", "Different"), rows, notes)
     if found.pairs:
         lines = tuple(
-            (one.recipe, f"{times(one.speedup)} {interval(one.low, one.high)}", f"{one.restarts}") for one in found.pairs
+            (one.recipe, f"{times(one.speedup)} {interval(one.low, one.high)}", f"{one.restarts}")
+            for one in found.pairs
         )
         title = f"What {found.baseline} shows against itself in this cell"
         yield Table(title, ("Control, no-ops", "Speedup [low, high]", "Restarts"), lines)
