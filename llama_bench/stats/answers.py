@@ -45,10 +45,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """An arm's answers. `violated` are the sentences about bounds that it is outside of, each once."""
+    """An arm's answers. `violated` are the sentences about bounds that it is outside of, each once.
+
+    `within` says whether all that was judged was inside; None where nothing was judged.
+    """
 
     kind: str | None
     found: tuple[Answer, ...]
+    within: bool | None
     violated: tuple[str, ...]
     text: Text | None
     nonfinite: int
@@ -70,9 +74,11 @@ def answers(rows: Sequence[Row], generations: pl.DataFrame) -> Answers | None:
         cached = str(row["output"]).startswith(accuracy.CACHE)
         outputs.setdefault(f"{accuracy.CACHE}*" if cached else str(row["output"]), []).append(row)
     made = generations.to_dicts()
+    judged = [row["within_bound"] for row in rows if row["within_bound"] is not None]
     return Answers(
         kind=rows[0]["class"],
         found=tuple(one for output, of_it in outputs.items() for one in _of_output(output, of_it)),
+        within=all(judged) if judged else None,
         violated=tuple(dict.fromkeys(str(row["violated"]) for row in rows if row["violated"])),
         text=Text(len(made), sum(len(row["tokens"] or ()) for row in made), sum(row["agreed"] or 0 for row in made))
         if made

@@ -130,7 +130,7 @@ def explain(judged: Judged, datasets: Mapping[str, pl.LazyFrame], name: Name) ->
     of_cell = slots.of_cell(datasets["blocks"], name.cell)
     machines = surroundings.machines_of(datasets["machines"], name.cell)
     timings = shape.timings_of(datasets["timings"], name.cell, [recipe, base])
-    compared = recipe != base and why.rule not in ("machines", "too fast", "no number")
+    compared = recipe != base and why.rule not in ("machines", "too fast", "no number", "A/A")
     pairs = slots.differences(of_cell, recipe, base) if compared else of_cell.clear().with_columns(y=pl.lit(0.0))
     restarts = slots.restarts(of_cell, recipe, base) if compared else ()
     main = [one for one in restarts if one.phase == MAIN]

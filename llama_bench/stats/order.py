@@ -20,6 +20,9 @@ from llama_bench.stats.slots import BLOCK
 DRAWS = 1999
 """Orders that are drawn for a test: a p-value is no smaller than 1/2000."""
 
+AT_ONCE = 100
+"""Orders that are looked at together: fewer take longer, more take memory."""
+
 SEED = 20261128
 """Of the drawn orders, so that the same rows give the same p-values."""
 
@@ -89,21 +92,21 @@ def order(slots: pl.DataFrame, arm: str, baseline: str, draws: int = DRAWS) -> O
     number = {name: i for i, name in enumerate(names)}
     most = max(table.left.shape[1] for table in tables)
     mine, base = number[arm], number[baseline]
-    seen = [_orders(table) for table in tables]
-    found = _sums(tables, seen, most, len(names), mine)
+    found = _sums(tables, [_orders(table)[np.newaxis] for table in tables], most, len(names), mine)
     rng, beyond = np.random.default_rng(SEED), np.zeros(3)
-    for _ in range(draws):
-        drawn = [rng.permuted(np.broadcast_to(np.arange(t.left.shape[1]), t.left.shape), axis=1) for t in tables]
+    for first in range(0, draws, AT_ONCE):
+        drawn = [_drawn(rng, table, min(AT_ONCE, draws - first)) for table in tables]
         again = _sums(tables, drawn, most, len(names), mine)
         # a hair less: the same sum in another order must count as equal
-        beyond += [_size(a) >= _size(f) * (1 - 1e-9) for a, f in zip(again, found, strict=True)]
+        beyond += [int((_size(a) >= _size(f) * (1 - 1e-9)).sum()) for a, f in zip(again, found, strict=True)]
     position, after, own = (
-        Effect(_levels(sums, labels), float((more + 1) / (draws + 1)))
+        Effect(_levels(sums[:, 0], labels), float((more + 1) / (draws + 1)))
         for sums, labels, more in zip(found, ([str(i) for i in range(most)], names, names), beyond, strict=True)
     )
     places = [_places(table, mine, base) for table in tables]
     at, of_base = (np.concatenate(one) for one in zip(*places, strict=True))
-    means = np.divide(*found[0], out=np.zeros(most), where=found[0][1] > 0)
+    totals, counts = found[0][:, 0]
+    means = np.divide(totals, counts, out=np.zeros(most), where=counts > 0)
     return Order(
         blocks=blocks,
         arms=most,
@@ -112,41 +115,50 @@ def order(slots: pl.DataFrame, arm: str, baseline: str, draws: int = DRAWS) -> O
         bias=float((means[at] - means[of_base]).mean()),
         position=position,
         after=after if blocks >= ENOUGH else None,
-        own=own if found[2][1].sum() >= ENOUGH * (most - 1) else None,
+        own=own if found[2][1, 0].sum() >= ENOUGH * (most - 1) else None,
     )
 
 
-Sums = tuple[Floats, Floats]
-"""By level: the sum of what is left of ln seconds, and the number of slots."""
+def _sums(tables: Sequence[_Table], orders: Sequence[Integers], most: int, arms: int, mine: int) -> tuple[Floats, ...]:
+    """Sums and counts by position, by the arm before, and by the arm before `mine`: each 2 × draws × levels.
 
-
-def _sums(tables: Sequence[_Table], orders: Sequence[Integers], most: int, arms: int, mine: int) -> tuple[Sums, ...]:
-    """Sums by position, by the arm before, and by the arm before `mine`; `orders` are arms of a table in turn."""
-    place, before, own = (np.zeros((2, n)) for n in (most, arms, arms))
+    `orders` has draws × blocks × arms of each table: the places in the table of the arms in turn.
+    """
+    draws = len(orders[0])
+    place, before, own = (np.zeros((2, draws, n)) for n in (most, arms, arms))
     for table, turn in zip(tables, orders, strict=True):
-        left = np.take_along_axis(table.left, turn, axis=1)
-        place[0, : left.shape[1]] += left.sum(axis=0)
-        place[1, : left.shape[1]] += len(left)
+        left = np.take_along_axis(np.broadcast_to(table.left, turn.shape), turn, axis=2)
+        place[0, :, : turn.shape[2]] += left.sum(axis=1)
+        place[1, :, : turn.shape[2]] += turn.shape[1]
         whose = table.arms[turn]
-        previous, value = whose[:, :-1].ravel(), left[:, 1:].ravel()
-        ours = whose[:, 1:].ravel() == mine
-        for sums, which in ((before, slice(None)), (own, ours)):
-            sums[0] += np.bincount(previous[which], value[which], arms)
-            sums[1] += np.bincount(previous[which], minlength=arms)
-    return tuple((sums[0], sums[1]) for sums in (place, before, own))
+        level = whose[:, :, :-1] + arms * np.arange(draws)[:, np.newaxis, np.newaxis]
+        ours = whose[:, :, 1:] == mine
+        for sums, which in ((before, np.ones_like(ours)), (own, ours)):
+            counted = level[which]
+            sums[0] += np.bincount(counted, left[:, :, 1:][which], draws * arms).reshape(draws, arms)
+            sums[1] += np.bincount(counted, minlength=draws * arms).reshape(draws, arms)
+    return place, before, own
 
 
-def _size(sums: Sums) -> float:
-    """The sum of squares between levels."""
-    return float(np.divide(sums[0] ** 2, sums[1], out=np.zeros_like(sums[0]), where=sums[1] > 0).sum())
+def _size(sums: Floats) -> Floats:
+    """The sum of squares between levels, of each draw."""
+    squares: Floats = np.divide(sums[0] ** 2, sums[1], out=np.zeros_like(sums[0]), where=sums[1] > 0)
+    total: Floats = squares.sum(axis=1)
+    return total
 
 
-def _levels(sums: Sums, labels: Sequence[str]) -> tuple[Level, ...]:
+def _levels(sums: Floats, labels: Sequence[str]) -> tuple[Level, ...]:
     return tuple(
         Level(label, float(total / count), int(count))
         for label, total, count in zip(labels, *sums, strict=True)
         if count
     )
+
+
+def _drawn(rng: np.random.Generator, table: _Table, draws: int) -> Integers:
+    """Random orders of every block: draws × blocks × arms."""
+    found: Integers = np.argsort(rng.random((draws, *table.left.shape)), axis=2)
+    return found
 
 
 def _orders(table: _Table) -> Integers:

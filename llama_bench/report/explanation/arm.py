@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from llama_bench.report.explanation.section import Section, change, share
 from llama_bench.report.table import DASH, Table, duration, plural
 from llama_bench.report.tradeoffs import megabytes
-from llama_bench.stats.answers import Answer
+from llama_bench.stats.answers import Answer, Answers
 from llama_bench.stats.changes import Change
 from llama_bench.stats.evidence import IDENTITY
 from llama_bench.stats.explained import Explained
@@ -30,8 +30,10 @@ def graph(found: Explained) -> Section:
     sentences = [*_passes(one), *_executed(one, base, is_base), *_stored(one, base, is_base)]
     tables = []
     if one.by_passes or one.executed:
-        ops = sorted({*one.by_passes, *one.executed}, key=lambda op: (-abs(one.executed.get(op, 0)), op))
-        ops.sort(key=lambda op: -max(abs(one.executed.get(op, 0)), abs(one.by_passes.get(op, 0))))
+        ops = sorted(
+            {*one.by_passes, *one.executed},
+            key=lambda op: (-max(abs(one.executed.get(op, 0)), abs(one.by_passes.get(op, 0))), op),
+        )
         rows = tuple((op, _count(one.by_passes, op), _count(one.executed, op)) for op in ops[:OPS])
         notes = (f"{len(ops) - OPS} more operators differ by less.",) if len(ops) > OPS else ()
         columns = ("Operator", "Stored graph, by the passes", f"Executed, against {base}")
@@ -65,11 +67,14 @@ def _executed(one: Change, base: str, is_base: bool) -> Iterator[str]:
     if one.executed_sha256 is None:
         yield f"The engine {one.engine} executes no graph that could be saved, so nothing proves it a no-op."
     elif is_base:
-        yield f"{one.engine} executes {_nodes(one.executed_nodes)}, hash {one.executed_sha256[:8]}…"
+        yield f"What {one.engine} executes has {_nodes(one.executed_nodes)} and the hash {one.executed_sha256[:8]}…"
     else:
         theirs = one.baseline_executed_sha256
-        beside = f"{base}'s is {theirs[:8]}… with {_nodes(one.baseline_executed_nodes)}" if theirs else "no other known"
-        yield f"{one.engine} executes {_nodes(one.executed_nodes)}, hash {one.executed_sha256[:8]}…; {beside}."
+        beside = (
+            f"{base}'s {_nodes(one.baseline_executed_nodes)} and {theirs[:8]}…" if theirs else f"{base}'s is not known"
+        )
+        mine = f"{_nodes(one.executed_nodes)} and the hash {one.executed_sha256[:8]}…"
+        yield f"What {one.engine} executes has {mine}; {beside}."
     if is_base:
         return
     same = [PARTS[key] for key, equal in one.same.items() if equal]
@@ -106,15 +111,7 @@ def accuracy(found: Explained) -> Section:
         return Section("Accuracy", ("Its answers were never compared with torch's.",))
     kind = {"exact": "It claims to be exact. ", "approximate": "It is an approximation. "}.get(one.kind or "", "")
     sentences = [f"{kind}The timed session's outputs against torch's in fp32, at their worst over all restarts:"]
-    judged = [answer for answer in one.found if answer.margin is not None]
-    if one.violated:
-        sentences.append(f"Outside its bounds: {'; '.join(one.violated)}.")
-    elif judged:
-        least = min(judged, key=lambda answer: answer.margin or 0.0)
-        room = "nothing is lost" if least.margin == math.inf else f"{_margin(least)} as far off would still do"
-        sentences.append(f"Every bound is kept; the nearest is {least.output}, {least.metric}: {room}.")
-    else:
-        sentences.append("No bound applies to it: what was found is recorded, and not judged.")
+    sentences.append(_verdict(one))
     if one.nonfinite:
         sentences.append(f"{plural(one.nonfinite, 'value')} of its answers are not finite.")
     if one.text:
@@ -123,6 +120,21 @@ def accuracy(found: Explained) -> Section:
     rows = tuple(_answer(answer) for answer in one.found)
     columns = ("Output", "Metric", "Worst", "Bound", "Room", "Restarts")
     return Section("Accuracy", tuple(sentences), (Table("", columns, rows, text=True),) if rows else ())
+
+
+def _verdict(one: Answers) -> str:
+    """Whether its bounds are kept; rows of schema version 1 have no words for what is outside."""
+    margins = [(answer.margin, answer) for answer in one.found if answer.margin is not None]
+    if one.within is None:
+        return "No bound applies to it: what was found is recorded, and not judged."
+    if not one.within:
+        outside = "; ".join(one.violated) or ", ".join(f"{a.metric} of {a.output}" for room, a in margins if room < 1)
+        return f"Outside its bounds: {outside or 'an output that cannot be compared'}."
+    if not margins:
+        return "Every bound is kept."
+    room, least = min(margins, key=lambda found: found[0])
+    told = "nothing is lost" if room == math.inf else f"{room:.3g} times as far off would still do"
+    return f"Every bound is kept; the nearest is {least.output}, {least.metric}: {told}."
 
 
 def _answer(one: Answer) -> tuple[str, ...]:

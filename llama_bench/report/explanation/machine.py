@@ -46,7 +46,7 @@ MOST_WORDS = 3
 
 def machine(found: Explained) -> Section | None:
     """Return the section about clocks, power, stolen time and pressure; None where nothing was timed."""
-    if not found.processes and not found.restarts:
+    if not any(one.arm for one in found.processes) and not found.restarts:
         return None
     is_base = found.name.recipe == found.name.baseline
     known = [one for one in found.seen if one.values]

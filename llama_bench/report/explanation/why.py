@@ -61,9 +61,9 @@ def _no_number(found: Decision, recipe: str) -> Iterator[str]:
     }
     yield f"{said[found.word]}: {found.evidence}."
     yield {
-        "unserved": "`python -m llama_bench targets` shows what nodes there are and what they lack.",
+        "unserved": "What nodes there are and what they lack: `python -m llama_bench targets`.",
         "skipped": "The same `run` command goes on with what can be timed and was not.",
-        "failed": "`run … --retry-failed` tries again what failed.",
+        "failed": "With `--retry-failed` the same `run` command tries again what failed.",
     }[found.word]
 
 
@@ -81,6 +81,9 @@ def _too_fast(found: Decision, recipe: str) -> Iterator[str]:
 
 def _equal_programs(found: Decision, recipe: str) -> Iterator[str]:
     yield f"Its own ratios are not at fault: {found.evidence}."
+    yield (
+        "Its control, explained, shows by how much, and whether the order in the blocks or a drift has a part in it."
+    )
     yield f"Below p = {VOID_P} nothing that hangs on a ratio is said of any arm of a target, and no number is shown."
 
 
