@@ -76,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     from rich.table import Table
     from rich.text import Text
 
-    numbers = {name.strip() for name in right.split(",")}
+    numbers = {name.strip() for name in right.split(",")} - {""}
     table = Table(
         title=Text(title) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False
     )
