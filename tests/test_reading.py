@@ -1,4 +1,4 @@
-"""docs/reading.md: its examples run, agree with one another and with llama_bench, and take no row that does not count."""
+"""docs/reading.md: its examples run, agree with one another and with llama_bench, and take only rows that count."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import fill
+from textwrap import fill, indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +23,7 @@ Which rows there are:
 """
 
 COLUMNS = ("verdict", "row")
+INDENT = "  "
 
 
 def command(
@@ -108,8 +109,8 @@ def _print(found: Explained) -> None:
     console = out()
 
     def say(text: str) -> None:
-        indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-        typer.echo(fill(text, console.width, break_long_words=False, break_on_hyphens=False, **indent))
+        width = console.width - len(INDENT)
+        typer.echo(indent(fill(text, width, break_long_words=False, break_on_hyphens=False), INDENT))
 
     console.print(Text(explanation.title(found), style="bold"), soft_wrap=True)
     for section in explanation.sections(found):

@@ -23,6 +23,8 @@ What is faster, and how sure is that:
   python -m llama_bench query results/quick "SELECT model, recipe, speedup, low, high, verdict FROM speedups"
 Raw timings into a file:
   python -m llama_bench query results/quick "SELECT * FROM timings" --format parquet --output timings.parquet
+Lists become JSON text in CSV; rows that are too wide for a table come one after another. What the columns mean:
+  python -m llama_bench schema --results
 Views: speedups, cells, accuracy_by_arm, sizes, pareto, generation, timings, blocks, variants, accuracy,
 generations, machines, failures, pieces, ceilings
 """
