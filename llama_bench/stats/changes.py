@@ -76,7 +76,9 @@ def change(arm: Row | None, baseline: Row | None) -> Change | None:
         baseline_executed_sha256=base.get("executed_sha256"),
         executed_nodes=arm["executed_nodes"],
         baseline_executed_nodes=base.get("executed_nodes"),
-        executed=_less(_read(arm["executed_histogram"], {}), _read(base.get("executed_histogram"), {})),
+        executed=_less(_read(arm["executed_histogram"], {}), _read(base.get("executed_histogram"), {}))
+        if arm["executed_histogram"] and base.get("executed_histogram")
+        else {},
         moved={
             provider: found
             for provider in sorted({*mine, *theirs})
@@ -118,9 +120,7 @@ def _placed(row: Row) -> dict[str, dict[str, int]]:
 
 
 def _less(mine: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
-    """Op → how many more `mine` has, ops that are as many left out; empty where one side is not known."""
-    if not mine and not theirs:
-        return {}
+    """Op → how many more `mine` has, ops that are as many left out."""
     return _kinds({op: mine.get(op, 0) - theirs.get(op, 0) for op in sorted({*mine, *theirs})})
 
 

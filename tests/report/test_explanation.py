@@ -338,6 +338,17 @@ def test_settings_and_operators_that_differ_are_listed(synthetic: ModuleType) ->
     assert "equal original's: placement, engine; differ: executed graph, settings" in "\n".join(part.sentences)
 
 
+def test_an_engine_without_a_graph_has_no_operators_to_compare(synthetic: ModuleType) -> None:
+    made = synthetic.world({"torch": synthetic.Truth(0.8, engine="torch-compile")})
+    for row in made.rows["variants"]:
+        row["executed_histogram"] = None if row["recipe"] == "torch" else json.dumps({"MatMul": 5})
+        row |= {"placement": None if row["recipe"] == "torch" else json.dumps({"CPU": {"MatMul": 5}})}
+    part = next(part for part in explanation.sections(of(made, "torch")) if part.heading == "Graph")
+    assert part.tables == ()
+    assert "executes no graph that could be saved, so nothing proves it a no-op" in part.sentences[1]
+    assert "differ: engine; not known: executed graph, placement" in part.sentences[2]
+
+
 def test_the_speed_of_light_is_that_of_the_view(synthetic: ModuleType) -> None:
     made = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa" * 32)})
     assert "no ceilings were measured in this run" in said(of(made, "fast"), "Speed of light")

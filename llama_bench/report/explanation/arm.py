@@ -67,14 +67,13 @@ def _executed(one: Change, base: str, is_base: bool) -> Iterator[str]:
     if one.executed_sha256 is None:
         yield f"The engine {one.engine} executes no graph that could be saved, so nothing proves it a no-op."
     elif is_base:
-        yield f"What {one.engine} executes has {_nodes(one.executed_nodes)} and the hash {one.executed_sha256[:8]}…"
+        yield f"What {one.engine} executes: {_hashed(one.executed_nodes, one.executed_sha256)}."
     else:
-        theirs = one.baseline_executed_sha256
-        beside = (
-            f"{base}'s {_nodes(one.baseline_executed_nodes)} and {theirs[:8]}…" if theirs else f"{base}'s is not known"
+        mine = _hashed(one.executed_nodes, one.executed_sha256)
+        yield (
+            f"What {one.engine} executes: {mine}; of {base} "
+            f"{_hashed(one.baseline_executed_nodes, one.baseline_executed_sha256)}."
         )
-        mine = f"{_nodes(one.executed_nodes)} and the hash {one.executed_sha256[:8]}…"
-        yield f"What {one.engine} executes has {mine}; {beside}."
     if is_base:
         return
     same = [PARTS[key] for key, equal in one.same.items() if equal]
@@ -88,6 +87,10 @@ def _executed(one: Change, base: str, is_base: bool) -> Iterator[str]:
     yield f"Of the four that make a no-op, {'; '.join(filter(None, told))}."
     if len(one.moved) > 1:
         yield f"Nodes placed elsewhere: {'; '.join(_moved(provider, ops) for provider, ops in one.moved.items())}."
+
+
+def _hashed(nodes: int | None, sha256: str | None) -> str:
+    return f"{_nodes(nodes)} (hash {sha256[:8]})" if sha256 else "it is not known"
 
 
 def _moved(provider: str, ops: Mapping[str, int]) -> str:
