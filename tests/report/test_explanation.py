@@ -83,8 +83,8 @@ def test_faster_and_slower_give_the_numbers_of_their_test(world: Any, recipe: st
     assert (found.name.verdict, found.decision.rule) == (word, "discovery")
     y = y_of(world, recipe)
     error = y.std(ddof=1) / np.sqrt(len(y)) * found.decision.aa.inflation
-    assert f"is {y.mean():+.4f}" in why
-    assert f"= {error:.4f}; so t = {y.mean() / error:+.2f}" in why
+    assert f"is {y.mean():+.4f}".replace("-", "−") in why
+    assert f"= {error:.4f}; so t = {y.mean() / error:+.2f}".replace("-", "−") in why
     p = 2 * stats.t.sf(abs(y.mean() / error), len(y) - 1)
     assert ("p < 1e-6" if p < 1e-6 else f"p = {p:.2g}") in why
     took = np.exp(y.mean()) - 1
@@ -114,14 +114,14 @@ def test_equivalent_shows_the_interval_that_lies_inside_the_margin(world: Any) -
     y = y_of(world, "same")
     half = stats.t.ppf(0.95, 5) * y.std(ddof=1) / np.sqrt(6) * found.decision.aa.inflation
     low, high = np.exp(-y.mean() - half), np.exp(-y.mean() + half)
-    assert f"Its 90 % interval [{low:.3f}, {high:.3f}] lies inside ±2%" in said(found)
+    assert f"Its 90 % interval [{low:.3f}, {high:.3f}] lies inside ±2 %" in said(found)
 
 
 def test_inconclusive_says_what_would_have_been_seen_and_how_many_restarts_it_takes(noisy: Any) -> None:
     found = of(noisy, "maybe")
     assert (found.name.verdict, found.decision.rule) == ("inconclusive", "neither")
     text, more = said(found), found.decision.more
-    assert "reaches beyond ±2%" in text
+    assert "reaches beyond ±2 %" in text
     assert f"chance of 80 %: {found.decision.tested.smallest_effect * 100:.1f} %" in text
     y = y_of(noisy, "maybe")
     t = stats.t.ppf(0.975, 5)
@@ -209,6 +209,10 @@ def test_equal_programs_that_differ_void_the_arm_and_show_no_number_of_it(synthe
     assert "×" not in said(found)
     assert "e to the minus" not in said(found)
     assert explanation.title(found).endswith(": void")
+    control = of(made, "control")
+    assert (control.name.verdict, control.decision.rule) == ("control", "control")
+    assert "differ here by more than chance" in said(control)
+    assert f"It took {np.expm1(0.1):.1%}"[:10] in said(control)
     [table] = [table for part in explanation.sections(found)[:1] for table in part.tables]
     assert table.rows[0][0] == "control"
     assert table.rows[0][1].startswith("0.9")
@@ -250,7 +254,7 @@ def test_disturbed_blocks_are_counted_with_what_disturbed_them(synthetic: Module
     made.disturb(2, 0, "fast", kept=False)
     made.disturb(2, 1, "fast", kept=True)
     text = said(of(made, "fast"), "Restarts and blocks")
-    assert "24 blocks in 6 restarts compare it with its baseline." in text
+    assert "It is compared with its baseline in 24 blocks of 6 restarts." in text
     assert "1 block more was disturbed, left out for all arms, and timed again." in text
     assert "1 of the blocks that count was disturbed too" in text
     assert "What disturbed them: steal 12 %." in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llama_bench.report.explanation.section import Section, bare
+from llama_bench.report.explanation.section import Section, bare, signed
 from llama_bench.report.table import DASH, Table, plural
 from llama_bench.stats.explained import Explained
 from llama_bench.stats.surroundings import Process, Said, Seen
@@ -87,7 +87,7 @@ def _row(one: Seen) -> tuple[str, ...]:
         plural(one.values, one.of),
         range_of(one.low, one.median, one.high),
         range_of(one.baseline_low, one.baseline_median, one.baseline_high),
-        DASH if one.rho is None else f"{one.rho:+.2f}",
+        DASH if one.rho is None else signed(one.rho, 2),
         DASH if one.p is None else bare(one.p),
     )
 
@@ -109,8 +109,8 @@ def _along(known: list[Seen]) -> Iterator[str]:
         more = "longer" if (one.rho or 0) > 0 else "less long"
         yield (
             f"{NAMES[one.what][0].partition(' (')[0]} and the ratio went together over {plural(one.values, one.of)} "
-            f"(ρ = {one.rho:+.2f}, p = {bare(one.p or 0.0)}): the higher it was, the {more} the arm took against its "
-            "baseline."
+            f"(ρ = {signed(one.rho or 0.0, 2)}, p = {bare(one.p or 0.0)}): the higher it was, the {more} the arm took "
+            "against its baseline."
         )
     if not with_it:
         yield "The ratio went along with none of them that one could tell (p < 0.01)."

@@ -50,6 +50,6 @@ def _needed(found: Decision, one: Tested, more: More) -> Iterator[str]:
         )
     if found.rule == "neither":
         if more.to_equal is None:
-            yield f"As long as its mean is further than ±{one.margin:.0%} from 1, no number makes it equivalent."
+            yield f"As long as its mean is further than ±{share(one.margin, 0)} from 1, no number makes it equivalent."
         else:
             yield f"It would be equivalent from {plural(more.to_equal, 'restart')} on."

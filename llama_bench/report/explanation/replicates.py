@@ -50,8 +50,9 @@ def _blocks(found: Explained) -> Iterator[str]:
     flagged = sum(one.flagged for one in found.restarts)
     words = list(dict.fromkeys(word for one in found.restarts for word in one.disturbed))
     fresh = sum(one.phase != MAIN for one in found.restarts)
-    beside = f", {fresh} of them fresh ones for the confirmation," if fresh else ""
-    yield f"{plural(total, 'block')} in {plural(len(found.restarts), 'restart')}{beside} compare it with its baseline."
+    beside = f", {fresh} of them fresh ones for the confirmation" if fresh else ""
+    where = f"{plural(total, 'block')} of {plural(len(found.restarts), 'restart')}"
+    yield f"It is compared with its baseline in {where}{beside}."
     if dropped:
         yield f"{plural(dropped, 'block')} more {_were(dropped)} disturbed, left out for all arms, and timed again."
     if flagged:
@@ -78,7 +79,7 @@ def _spread(found: Explained) -> Iterator[str]:
     yield f"Within a restart the ratio of a block has a standard deviation of {share(one.within)}."
     if one.between:
         yield (
-            f"Beyond what that explains restarts differ by {share(one.between)}, which is {one.share:.0%} of the "
+            f"Beyond what that explains restarts differ by {share(one.between)}, which is {share(one.share, 0)} of the "
             f"variance of a restart's mean ({chance(one.p)} for there being nothing)."
         )
     else:
@@ -131,7 +132,8 @@ def _position(one: Order | None) -> Iterator[str]:
     )
     yield (
         f"This arm's slots were at position {one.mean_position + 1:.1f} on average, the baseline's at "
-        f"{one.baseline_position + 1:.1f}; by those means its positions are worth {change(one.bias, 2)} of its time."
+        f"{one.baseline_position + 1:.1f}; by those means, chance or not, its positions are worth "
+        f"{change(one.bias, 2)} of its time."
     )
 
 

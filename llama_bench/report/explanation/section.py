@@ -23,6 +23,11 @@ def change(y: float, digits: int = 1) -> str:
     return text.replace("-", "−")
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign: `+0.0321`, `−1.07`."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def share(value: float, digits: int = 1) -> str:
     """Return a share in percent: 0.0198 is `2.0 %`."""
     return f"{value * 100:.{digits}f} %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llama_bench.report.explanation.section import Section, bare, chance, interval, share, times
+from llama_bench.report.explanation.section import Section, bare, chance, interval, share, signed, times
 from llama_bench.report.table import Table, plural
 from llama_bench.stats.controls import VOID_P
 from llama_bench.stats.decision import Decision, Rule
@@ -100,8 +100,8 @@ def _margin(found: Decision, recipe: str) -> Iterator[str]:
     if found.tested:
         yield (
             f"Its 90 % interval {interval(found.tested.margin_low, found.tested.margin_high)} lies inside "
-            f"±{found.tested.margin:.0%}, the difference that counts as none on this kind of target (two one-sided "
-            "tests at 5 %), so it is equivalent."
+            f"±{share(found.tested.margin, 0)}, the difference that counts as none on this kind of target (two "
+            "one-sided tests at 5 %), so it is equivalent."
         )
 
 
@@ -111,7 +111,7 @@ def _neither(found: Decision, recipe: str) -> Iterator[str]:
     if found.tested:
         yield (
             f"Nor is it equivalent: its 90 % interval {interval(found.tested.margin_low, found.tested.margin_high)} "
-            f"reaches beyond ±{found.tested.margin:.0%}, the difference that counts as none here."
+            f"reaches beyond ±{share(found.tested.margin, 0)}, the difference that counts as none here."
         )
         yield (
             "The smallest effect that would have been seen with a chance of 80 %: "
@@ -145,15 +145,15 @@ def _estimate(found: Decision) -> Iterator[str]:
     effect = f"{less} less time than" if one.speedup > 1 else f"{more} more time than"
     yield (
         f"{times(one.speedup)} {interval(one.low, one.high)} at {share(one.level)}: over {one.restarts} restarts the "
-        f"mean of y = ln(its time / {found.baseline}'s) is {one.mean:+.4f}, and the speedup is e to the minus that. It "
-        f"took {effect} {found.baseline}."
+        f"mean of y = ln(its time / {found.baseline}'s) is {signed(one.mean, 4)}, and the speedup is e to the minus "
+        f"that. It took {effect} {found.baseline}."
     )
     pilot = f"the {one.df + 1} pilot restarts" if one.df + 1 < one.restarts else "all of them"
     widened = f" × {one.inflation:.3f}, by which the A/A pairs of the target widen everything" * (one.inflation > 1)
     yield (
         f"The standard deviation of y over {pilot} is {one.sd:.4f} ({plural(one.df, 'degree')} of freedom), the "
-        f"standard error {one.sd:.4f} / √{one.restarts}{widened} = {one.standard_error:.4f}; so t = {one.t:+.2f} and "
-        f"{chance(one.p)}."
+        f"standard error {one.sd:.4f} / √{one.restarts}{widened} = {one.standard_error:.4f}; so t = "
+        f"{signed(one.t, 2)} and {chance(one.p)}."
     )
 
 
@@ -168,13 +168,13 @@ def _ranked(found: Decision, recipe: str) -> Iterator[str]:
     else:
         yield (
             f"It is number {me.rank} of the {m} arms of its cell that are tested together, by p. Benjamini–Hochberg "
-            f"lets rank k have a p of k · {Q:.0%} / {m}, and calls all up to the last that has it different: "
+            f"lets rank k have a p of k · {share(Q, 0)} / {m}, and calls all up to the last that has it different: "
             f"{_counted(rejected, m)}. Rank {me.rank} may have {me.allowed:.2g}, so it is {_called(me.rejected)} "
             "different" + (", because an arm after it may be." if me.rejected and me.p > me.allowed else ".")
         )
     yield (
-        f"The interval is at 1 − max({rejected}, 1) · {Q:.0%} / {m} = {share(found.tested.level)}, the level at which "
-        f"it leaves out 1 exactly when that is so."
+        f"The interval is at 1 − max({rejected}, 1) · {share(Q, 0)} / {m} = {share(found.tested.level)}, the level at "
+        "which an arm's interval leaves out 1 exactly when it is called different."
     )
 
 
