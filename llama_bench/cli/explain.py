@@ -31,7 +31,7 @@ def command(
     row: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ROW]",
+            metavar="ROW",
             help="A recipe (or control), or key=word,… of recipe, model, workload, target; words may hold * and |.",
         ),
     ] = None,

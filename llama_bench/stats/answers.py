@@ -116,9 +116,15 @@ def _value(row: Row, value: str) -> float | None:
 
 
 def _bound(row: Row, bound: str) -> float | None:
-    """The bound of a metric; rows of schema version 1 have that of the relative error alone."""
+    """The bound of a metric; rows of schema version 1 have that of the relative error alone.
+
+    Tokens that must be torch's, all of them, must agree at every position.
+    """
     if row.get("bounds"):
-        found: float | None = json.loads(row["bounds"]).get(bound)
+        bounds = json.loads(row["bounds"])
+        if row["output"] == accuracy.TOKENS:
+            return 1.0 if bounds.get("same_tokens") else None
+        found: float | None = bounds.get(bound)
         return found
     return row.get("bound") if bound == "max_rel" else None
 

@@ -66,6 +66,14 @@ def test_keys_and_values_are_one_output_and_rows_of_version_1_have_one_bound() -
     assert (one.output, one.worst, one.margin) == ("present.*", 5e-5, pytest.approx(2.0))
 
 
+def test_tokens_that_must_be_the_same_have_no_room() -> None:
+    for top1, margin in ((1.0, math.inf), (0.75, 0.0)):
+        [found] = answers([row("tokens", bounds={"same_tokens": True, "min_top1": None}, top1=top1)], NONE).found  # type: ignore[union-attr]
+        assert (found.bound, found.margin) == (1.0, margin)
+    [free] = answers([row("tokens", bounds={"same_tokens": False, "min_top1": 0.9}, top1=0.5)], NONE).found  # type: ignore[union-attr]
+    assert (free.bound, free.margin) == (None, None)
+
+
 def test_generated_tokens_are_counted_up_to_the_first_that_differs() -> None:
     made = pl.DataFrame({"tokens": [[1, 2, 3], [4, 5, 6]], "agreed": [3, 1]})
     found = answers([row("tokens", top1=0.6)], made)
