@@ -12,7 +12,7 @@ from llama_bench.stats.controls import AATest
 from llama_bench.stats.headline import Headline
 from llama_bench.stats.judged import Judged
 from llama_bench.stats.ratios import LEVEL, Estimate, stein_total, t_quantile
-from llama_bench.stats.verdicts import EQUIVALENCE_LEVEL, Q, Verdict, estimated, family, margin_of
+from llama_bench.stats.verdicts import EQUIVALENCE_LEVEL, Q, Verdict, benjamini_hochberg, estimated, family, margin_of
 
 Row = Mapping[str, Any]
 
@@ -207,8 +207,9 @@ def _family(estimates: Mapping[str, Estimate], names: list[str], q: float = Q) -
     """The arms in ascending order of p, each with what its rank allows: rank · q / m."""
     p = {name: estimates[name].p_value() for name in names}
     order = sorted(names, key=p.__getitem__)
-    last = max((k for k, name in enumerate(order, 1) if p[name] <= k * q / len(order)), default=0)
-    return tuple(Member(name, p[name], k, k * q / len(order), k <= last) for k, name in enumerate(order, 1))
+    rejected = benjamini_hochberg([p[name] for name in order], q).tolist()
+    ranked = enumerate(zip(order, rejected, strict=True), 1)
+    return tuple(Member(name, p[name], rank, rank * q / len(order), differs) for rank, (name, differs) in ranked)
 
 
 def _pair(name: str, found: Estimate) -> Pair:
