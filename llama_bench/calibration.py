@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llama_bench.errors import InputError
-from llama_bench.sweep import CONTROL, Measure, Model, Recipe, Session, Sweep, Target, Workload
+
+if TYPE_CHECKING:
+    from llama_bench.sweep import Sweep  # takes a tenth of a second, and the command line needs no more than `Design`
 
 NAME, TARGET, BASELINE = "calibrate", "here", "original"
 """Name of the sweep, its one target, its baseline."""
@@ -96,6 +99,8 @@ def number(workload: str) -> int:
 
 def arms(design: Design, number: int) -> tuple[str, ...]:
     """Return the names of the arms of cell `number`: baseline, control, and in every `slowed_every`-th the slowed."""
+    from llama_bench.sweep import CONTROL
+
     slower = design.slowed_every > 0 and number % design.slowed_every == 0
     return (BASELINE, CONTROL, *(slowed(share) for share in design.slowdowns if slower))
 
@@ -111,6 +116,8 @@ def sweep(design: Design) -> Sweep:
     A sweep has every recipe in every cell; :func:`arms` says which of them a cell of a calibration has. The model's
     name says how often, so that all of the design is part of the sweep, and with it of what a run is known by.
     """
+    from llama_bench.sweep import Measure, Model, Recipe, Session, Sweep, Target, Workload
+
     shares = design.slowdowns if design.slowed_every else ()
     name = _MODEL.format(hidden=design.hidden_size, layers=design.layers, every=design.slowed_every)
     model = Model(

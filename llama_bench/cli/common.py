@@ -76,10 +76,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     from rich.table import Table
     from rich.text import Text
 
-    numbers = {name.strip() for name in right.split(",")}
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    numbers = {name.strip() for name in right.split(",")} - {""}
+    table = Table(
+        title=Text(title) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
     out().print(table)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, print_table, reading
+from llama_bench.cli.common import ResultsAt, out, print_table, reading
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ What is faster, and how sure is that:
   python -m llama_bench query results/quick "SELECT model, recipe, speedup, low, high, verdict FROM speedups"
 Raw timings into a file:
   python -m llama_bench query results/quick "SELECT * FROM timings" --format parquet --output timings.parquet
+Lists become JSON text in CSV; rows that are too wide for a table come one after another. What the columns mean:
+  python -m llama_bench schema --results
 Views: speedups, cells, accuracy_by_arm, sizes, pareto, generation, efficiency, timings, blocks, variants, accuracy,
 generations, machines, failures, pieces, ceilings
 """
@@ -55,14 +59,32 @@ def command(
         _write(rows, format, output)
 
 
+FIRST = 4
+"""Values of a list that a table shows."""
+
+LEAST_WIDTH = 10
+"""Columns of text narrower than this are cut so often that a table cannot be read."""
+
+
 def _print(rows: pl.DataFrame) -> None:
+    """Print a table, or one row after another where its columns do not fit beside each other."""
+    cells = [[_cell(value) for value in row] for row in rows.iter_rows()]
+    columns = zip(rows.columns, zip(*cells, strict=True), strict=True) if cells else ()
+    widths = [max(len(name), *(min(len(cell), LEAST_WIDTH) for cell in column)) for name, column in columns]
+    if sum(widths) + 2 * len(widths) > out().width:
+        for number, row in enumerate(cells, 1):
+            print_table((f"row {number} of {len(cells)}", ""), zip(rows.columns, row, strict=True))
+        return
     numbers = ", ".join(name for name, dtype in rows.schema.items() if dtype.is_numeric())
-    print_table(rows.columns, ([_cell(value) for value in row] for row in rows.iter_rows()), right=numbers)
+    print_table(rows.columns, cells, right=numbers)
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "–"
+    if isinstance(value, list):
+        more = [f"… {len(value)} values"] if len(value) > FIRST else []
+        return f"[{', '.join([*map(_cell, value[:FIRST]), *more])}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -80,10 +102,39 @@ def _write(rows: pl.DataFrame, format: Format, output: Path | None) -> None:
 
 
 def _encode(rows: pl.DataFrame, format: Format) -> bytes:
+    """Return the rows in a format; what CSV and JSON do not have, they get as text, seconds or null."""
     if format is Format.CSV:
-        return rows.write_csv().encode()
+        return _without(rows, nested=False).write_csv(datetime_format=UTC_TIME).encode()
     if format is Format.JSON:
-        return rows.write_json().encode() + b"\n"
+        return _without(rows, nested=True).write_json().encode() + b"\n"
     buffer = io.BytesIO()
     rows.write_parquet(buffer)
     return buffer.getvalue()
+
+
+UTC_TIME = "%Y-%m-%dT%H:%M:%S%.6f%:z"
+"""ISO 8601 with the colon in its offset, which readers of CSV ask for."""
+
+
+def _without(rows: pl.DataFrame, *, nested: bool) -> pl.DataFrame:
+    """Return the rows with durations in seconds, and, unless `nested` values can stay, those as JSON text."""
+    import polars as pl
+
+    columns = []
+    for column in rows.iter_columns():
+        if column.dtype == pl.Duration:
+            column = column.dt.total_microseconds() / 1e6
+        elif column.dtype.is_nested() and not nested:
+            texts = [None if value is None else json.dumps(_plain(value), default=str) for value in column.to_list()]
+            column = pl.Series(column.name, texts, dtype=pl.String)
+        columns.append(column)
+    return pl.DataFrame(columns)
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON does not have becomes null, as it does where JSON is what was asked for."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -128,18 +128,11 @@ def judge(
     and weakens every test by the factor that the target's A/A pairs ask for. `void` is the sentence about A/A pairs
     that differ: what hangs on a ratio is then void, without a number.
     """
-    verdicts: dict[str, Verdict] = {}
-    estimates: dict[str, Estimate] = {}
-    for name, arm in arms.items():
-        problem = arm.problem or unusable(arm.y) or _short_pilot(arm.y, pilot)
-        if problem is None:
-            estimates[name] = estimate(arm.y, pilot, inflation)
-        else:
-            verdicts[name] = _without_number(arm, problem)
-    family = [name for name in estimates if not arms[name].control and arms[name].no_op is None]
-    p = [estimates[name].p_value() for name in family]
-    rejected = dict(zip(family, benjamini_hochberg(p, q).tolist(), strict=True))
-    level = fcr_level(sum(rejected.values()), len(family), q)
+    estimates, problems = estimated(arms, pilot, inflation)
+    verdicts = {name: _without_number(arms[name], problem) for name, problem in problems.items()}
+    p = {name: estimates[name].p_value() for name in family(arms, estimates)}
+    rejected = dict(zip(p, benjamini_hochberg(list(p.values()), q).tolist(), strict=True))
+    level = fcr_level(sum(rejected.values()), len(rejected), q)
     for name, found in estimates.items():
         if name in rejected:
             verdicts[name] = _compared(arms[name], found, rejected[name], level, margin)
@@ -148,6 +141,26 @@ def judge(
             evidence = arms[name].wrong or arms[name].no_op or "the baseline a second time (A/A)"
             verdicts[name] = _numbers("wrong" if arms[name].wrong else word, evidence, found, LEVEL)
     return {name: _voided(verdicts[name], void) for name in arms}
+
+
+def estimated(
+    arms: Mapping[str, Comparison], pilot: int, inflation: float = 1.0
+) -> tuple[dict[str, Estimate], dict[str, tuple[str, str]]]:
+    """Return the estimate of each arm that allows one; of the others the verdict and reason why there is none."""
+    estimates: dict[str, Estimate] = {}
+    problems: dict[str, tuple[str, str]] = {}
+    for name, arm in arms.items():
+        problem = arm.problem or unusable(arm.y) or _short_pilot(arm.y, pilot)
+        if problem is None:
+            estimates[name] = estimate(arm.y, pilot, inflation)
+        else:
+            problems[name] = problem
+    return estimates, problems
+
+
+def family(arms: Mapping[str, Comparison], estimates: Mapping[str, Estimate]) -> list[str]:
+    """Return the arms that are tested together: those with an estimate that are neither control nor no-op."""
+    return [name for name in estimates if not arms[name].control and arms[name].no_op is None]
 
 
 def _voided(verdict: Verdict, void: str | None) -> Verdict:

@@ -111,7 +111,19 @@ def test_without_a_command_the_help_is_shown() -> None:
 
 
 def test_help_imports_nothing_heavy_and_is_quick() -> None:
-    heavy = ["torch", "onnx", "onnxruntime", "ray", "polars", "altair", "numpy", "transformers", "pyarrow", "obstore"]
+    heavy = [
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "ray",
+        "polars",
+        "altair",
+        "numpy",
+        "transformers",
+        "pyarrow",
+        "obstore",
+        "pydantic",
+    ]
     code = (
         "import sys; sys.argv = ['llama_bench', '--help']\n"
         "from llama_bench.cli.main import main\n"
@@ -119,13 +131,18 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
         "except SystemExit: pass\n"
         f"print('LOADED', *[name for name in {heavy} if name in sys.modules])"
     )
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-        seconds.append(time.perf_counter() - begin)
-    assert done.stdout.splitlines()[-1].strip() == "LOADED"
-    assert min(seconds) < 0.7
+    bare = (
+        "import sys, typer, rich.table; app = typer.Typer(); app.command()(lambda: None); "
+        "sys.argv = ['x', '--help']; app()"
+    )
+    seconds: dict[str, list[float]] = {code: [], bare: []}
+    for _ in range(5):  # side by side: what else the machine does meets both
+        for program, took in seconds.items():
+            begin = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            took.append(time.perf_counter() - begin)
+            assert program is bare or done.stdout.splitlines()[-1].strip() == "LOADED"
+    assert min(seconds[code]) < 2 * min(seconds[bare])
 
 
 def test_the_module_runs_as_a_program_and_honours_no_color() -> None:

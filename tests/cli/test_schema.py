@@ -27,3 +27,18 @@ def test_a_file_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
     result = CliRunner().invoke(make_app(), ["schema", "--output", str(tmp_path / "no" / "such" / "folder.json")])
     assert result.exit_code == 2
     assert "folder.json cannot be written" in result.stderr
+
+
+def test_the_columns_of_the_results_are_printed_and_written() -> None:
+    listed = CliRunner().invoke(make_app(), ["schema", "--results"])
+    assert listed.exit_code == 0
+    for name in ("timings", "speedups", "run_index", "confirmed_speedup"):
+        assert name in listed.stdout
+    page = CliRunner().invoke(make_app(), ["schema", "--results", "--markdown"]).stdout
+    assert page.startswith("### `pieces` (dataset)")
+
+
+def test_markdown_of_the_sweep_files_schema_is_wrong_input() -> None:
+    result = CliRunner().invoke(make_app(), ["schema", "--markdown"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--results" in result.stderr
