@@ -66,7 +66,9 @@ def prose(path: Path) -> str:
 
 def spans(path: Path) -> list[str]:
     """Return the pieces of prose in code font, each on one line."""
-    return [" ".join(span.split()).replace(r"\|", "|") for span in re.findall(r"`([^`]+)`", prose(path))]
+    return [
+        " ".join(span.split()).replace(r"\|", "|") for _, span in re.findall(r"(`+)(.+?)\1", prose(path), re.DOTALL)
+    ]
 
 
 def links(path: Path) -> list[tuple[str, str]]:

@@ -54,7 +54,9 @@ def read_by_the_command_line(words: list[str]) -> str:
     name, *arguments = words[3:]
     command: Any = group.commands.get(name)  # type: ignore[attr-defined]
     assert command, f"no command {name}"
-    context = command.make_context(name, [word for word in arguments if word != "--help"])
+    if arguments == ["--help"]:
+        return str(name)
+    context = command.make_context(name, arguments)
     for value in context.params.values():
         for file in value if isinstance(value, list) else [value]:
             there(str(file))
@@ -286,8 +288,8 @@ def test_every_other_block_is_held_against_what_it_shows(block: Block) -> None:
 def test_commands_in_the_prose_are_read_by_the_command_line(path: Path) -> None:
     for span in spans(path):
         words = span.removeprefix("python -m llama_bench ").replace('"', "").split()
-        whole = span.startswith("python -m llama_bench ")
-        if words[0] == "COMMAND" or not (whole or (words[0] in main.COMMANDS and re.search(r" (--|sweeps/)", span))):
+        ours = span.startswith("python -m llama_bench ") or re.match(rf"({'|'.join(main.COMMANDS)}) (--|sweeps/)", span)
+        if not ours or words[0] in ("COMMAND", "…"):
             continue
         read_by_the_command_line(["python", "-m", "llama_bench", *(word for word in words if word != "…")])
 
