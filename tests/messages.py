@@ -79,7 +79,7 @@ def _of_module(path: Path) -> Iterator[Message]:
         said += _given(scope) if getattr(scope, "name", "") in REASONS.get(name, ()) else []
         for value in said:
             for text in _texts(value, scope, functions):
-                if text not in seen and re.search(r"[a-z]{3}", text):
+                if text not in seen and re.search(r"[A-Za-z]{3}", text):
                     seen.add(text)
                     yield Message(f"{name}.py:{value.lineno}", text)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, print_table, reading
+from llama_bench.cli.common import AsJson, ResultsAt, print_table, reading
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,10 +40,13 @@ def command(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the views; seconds and bytes.")],
     format: Annotated[Format, typer.Option("--format", "-f", help="How the rows come out.")] = Format.TABLE,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run SQL over the results of a run."""
     import llama_bench
 
+    if as_json:
+        format = Format.JSON
     if format is Format.TABLE and output is not None:
         raise InputError("--output needs --format csv, json or parquet")
     if format is Format.PARQUET and output is None and sys.stdout.isatty():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, reading
+from llama_bench.cli.common import AsJson, Quiet, ResultsAt, is_quiet, print_json, reading
 
 EXAMPLES = """
 The newest run of a sweep, into the run's own folder:
@@ -20,6 +20,8 @@ Somewhere else:
 def command(
     path: ResultsAt,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to, not the run's own.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured.
 
@@ -31,5 +33,9 @@ def command(
 
     _, run = results.locate(path)
     write = write_calibration if run.startswith(f"{calibration.NAME}/") else write_report
-    for written in reading(path, lambda: write(path, out)):
-        typer.echo(written)
+    written = [str(file) for file in reading(path, lambda: write(path, out))]
+    if as_json:
+        print_json(written)
+    elif not is_quiet(quiet):
+        for file in written:
+            typer.echo(file)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import catalogue
+from llama_bench.cli.common import Quiet, catalogue, progress
 from llama_bench.errors import InputError
 
 EXAMPLES = """
@@ -21,6 +21,7 @@ then as the first line of a sweep file:
 
 def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write the JSON Schema of sweep files."""
     from llama_bench.sweep_file import json_schema
@@ -33,4 +34,4 @@ def command(
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
-    typer.echo(f"wrote {output}", err=True)
+    progress(quiet).print(f"wrote {output}", markup=False, soft_wrap=True)

@@ -75,3 +75,20 @@ def test_report_names_the_files_that_it_wrote(run: Path, tmp_path: Path) -> None
     written = [Path(line) for line in result.stdout.splitlines()]
     assert {".html", ".md", ".svg", ".png"} <= {file.suffix for file in written}
     assert all(file.is_file() and file.is_relative_to(tmp_path / "first-look") for file in written)
+
+
+def test_report_is_silent_when_that_is_asked_for_by_option_word_or_environment(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_BENCH_QUIET", "")  # so that what --quiet sets is taken back
+    plain = ["report", str(run), "--out"]
+    for number, (words, environment) in enumerate(
+        [
+            ([*plain, str(tmp_path / "0"), "--quiet"], {}),
+            (["--quiet", *plain, str(tmp_path / "1")], {"LLAMA_BENCH_QUIET": "0"}),
+            ([*plain, str(tmp_path / "2")], {"LLAMA_BENCH_QUIET": "1"}),
+        ]
+    ):
+        result = CliRunner().invoke(make_app(), words, env=environment)
+        assert (result.exit_code, result.output) == (0, "")
+        assert (tmp_path / str(number) / "report.html").is_file()
