@@ -44,6 +44,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "engines/openvino": ("missing",),
     "engines/tensorrt": ("missing",),
     "engines/torch_engine": ("missing", "missing_compiler"),
+    "passes/__init__": ("misfit",),
     "passes/checkpoint": ("window_misfit",),
     "passes/distill/__init__": ("_fits",),
     "passes/prune/__init__": ("_misfit", "_fits_fours"),
@@ -131,8 +132,8 @@ def _texts(value: ast.expr, scope: ast.AST, functions: dict[str, ast.FunctionDef
     elif isinstance(value, ast.IfExp):
         yield from _texts(value.body, scope, functions, depth)
         yield from _texts(value.orelse, scope, functions, depth)
-    elif isinstance(value, ast.BoolOp):
-        for one in value.values:
+    elif isinstance(value, ast.BoolOp | ast.Tuple):
+        for one in value.values if isinstance(value, ast.BoolOp) else value.elts:
             yield from _texts(one, scope, functions, depth)
     elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
         yield from (f"{text}…" for text in _texts(value.left, scope, functions, depth))

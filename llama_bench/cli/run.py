@@ -39,7 +39,7 @@ A first look:
   python -m llama_bench run sweeps/quick.yaml
 Two recipes of one model, on the CPU (the baseline is always there):
   python -m llama_bench run sweeps/report.yaml --only "model=h512*,recipe=all_three,target=B"
-Interrupted, or new recipes in the file? The same command measures only what is missing.
+Interrupted? The same command measures only what is missing. A changed sweep is a new run; what is built is used again.
 On a cluster:
   ray job submit --working-dir . -- python -m llama_bench run sweeps/report.yaml --store s3://bucket/results
 """
