@@ -89,7 +89,7 @@ def test_they_are_the_views_up_to_level_and_inflation(results: dict[str, Found])
 
 
 def test_the_printed_table_is_what_comes_out(results: dict[str, Found]) -> None:
-    printed = re.search(r"## What comes out\n\n```\n(.*?)```", PAGE, flags=re.DOTALL).group(1)  # type: ignore[union-attr]
+    printed = re.search(r"## What comes out\n\n```text\n(.*?)```", PAGE, flags=re.DOTALL).group(1)  # type: ignore[union-attr]
     assert printed.rstrip("\n") == "\n".join(_printed(results["polars"]))
 
 

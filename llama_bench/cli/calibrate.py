@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llama_bench.calibration import Design
-from llama_bench.cli.common import StoreAt, duration, err, open_store, reading, warn
+from llama_bench.cli.common import (
+    AsJson,
+    Quiet,
+    StoreAt,
+    duration,
+    err,
+    open_store,
+    print_json,
+    progress,
+    reading,
+    run_as_dict,
+    warn,
+)
 from llama_bench.cli.live import watching
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llama_bench.cluster.events import RunResult
     from llama_bench.store import Store
 
@@ -68,6 +83,8 @@ def command(
     show: Annotated[
         str | None, typer.Option(metavar="PATH", help="Measure nothing: print the calibration at PATH again.")
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure programs of which the truth is known, and say how often this and other procedures err here.
 
@@ -76,7 +93,7 @@ def command(
     begin another calibration, and every one is kept in the store under calibrate/. Exit status 1: something failed.
     """
     if show is not None:
-        _show(show)
+        _show(show, as_json)
         return
     from llama_bench.engines import PROVIDERS
     from llama_bench.errors import InputError, nearest
@@ -96,16 +113,21 @@ def command(
         provider=provider,
         seed=seed,
     )
-    err().print(forecast(design, beside), markup=False, soft_wrap=True)
+    progress(quiet).print(forecast(design, beside), markup=False, soft_wrap=True)
 
     from llama_bench.cluster import calibrate
 
     place = open_store(store)
-    with watching(err(), design.cells) as on_event:
+    with watching(progress(quiet), design.cells) as on_event:
         result = calibrate.run(design, place, through=through.value, beside=beside, on_event=on_event)
-    if result.measured or result.reused:
-        _report(place, result.run)
-    _summary(result, place.url(result.run))
+    found = _report(place, result.run) if result.measured or result.reused else None
+    path = place.url(result.run)
+    if as_json:
+        print_json({**run_as_dict(result, path), "calibration": None if found is None else found[1]})
+    elif found is not None:
+        typer.echo(found[0])
+        progress(quiet).print(f"wrote {place.url(f'{result.run}/calibration')}", markup=False, soft_wrap=True)
+    _summary(result, path, progress(quiet))
     if result.failures or result.unserved:
         raise typer.Exit(1)
 
@@ -147,24 +169,29 @@ def seconds(design: Design) -> tuple[float, float]:
     return pilot_s, most_s
 
 
-def _show(path: str) -> None:
-    """Print the calibration at `path`; its files are written where they were, if they can be."""
+def _show(path: str, as_json: bool) -> None:
+    """Print the calibration at `path` again."""
     from llama_bench import results
-    from llama_bench.report.calibration import machine, page
+    from llama_bench.report.calibration import machine, numbers, page
     from llama_bench.stats import views
     from llama_bench.stats.calibration import calibrate
 
     store, run = results.locate(path)
 
-    def shown() -> str:
+    def shown() -> tuple[str, dict[str, Any]]:
         frames = views.load(store.url(run))
-        return page(calibrate(frames), machine(frames))
+        found, facts = calibrate(frames), machine(frames)
+        return page(found, facts), numbers(found, frames.run, facts)
 
-    typer.echo(reading(path, shown))
+    text, values = reading(path, shown)
+    if as_json:
+        print_json(values)
+    else:
+        typer.echo(text)
 
 
-def _report(store: Store, run: str) -> None:
-    """Write what the calibration shows into its folder, and print its table."""
+def _report(store: Store, run: str) -> tuple[str, dict[str, Any]]:
+    """Write what the calibration shows into its folder; return its page and its numbers."""
     from llama_bench.report.calibration import write_calibration
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,14 +199,14 @@ def _report(store: Store, run: str) -> None:
         if store.root is None:
             for file in written:
                 store.put(f"{run}/calibration/{file.name}", file.read_bytes(), create=False)
-        typer.echo(written[0].read_text(encoding="utf-8"))
-    err().print(f"wrote {store.url(f'{run}/calibration')}", markup=False, soft_wrap=True)
+        [values] = [json.loads(file.read_text(encoding="utf-8")) for file in written if file.suffix == ".json"]
+        return written[0].read_text(encoding="utf-8"), values
 
 
-def _summary(result: RunResult, path: str) -> None:
-    """Say how much was measured, where it lies, and what is missing."""
+def _summary(result: RunResult, path: str, console: Console) -> None:
+    """Say on `console` how much was measured and where it lies, and as an error what is missing."""
     took = duration(sum(result.breakdown.values()))
-    err().print(
+    console.print(
         f"{result.measured} measured, {result.reused} reused in {took}; results in {path}", markup=False, soft_wrap=True
     )
     for reason in result.unserved.values():

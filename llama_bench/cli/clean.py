@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import out, read_sweep, size
+from llama_bench.cli import complete
+from llama_bench.cli.common import AsJson, Quiet, is_quiet, out, print_json, read_sweep, size
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +27,16 @@ Results are never removed: delete a run's folder by hand, then clean.
 def command(
     store: Annotated[str, typer.Argument(metavar="STORE", help="The store: a folder or a URI.")],
     sweep: Annotated[
-        list[Path] | None, typer.Option("--sweep", help="Keep what this sweep file needs too; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--sweep",
+            help="Keep what this sweep file needs too; may be repeated.",
+            autocompletion=complete.sweep_files,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove the artifacts and weights that no run in the store needs. Results stay."""
     from llama_bench.store import Store, clean
@@ -36,6 +45,11 @@ def command(
         raise InputError(f"{store} is no folder, so there is no store to clean")
     place = Store(store)
     cleaned = clean(place, needed_by_runs(place) | _needed_by_sweeps(sweep or []), dry_run=dry_run)
+    if as_json:
+        print_json({**asdict(cleaned), "dry_run": dry_run})
+        return
+    if is_quiet(quiet):
+        return
     verb = "would remove" if dry_run else "removed"
     out().print(
         f"{verb} {cleaned.artifacts} artifacts and {cleaned.weights} weights, {size(cleaned.bytes)}",

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from llama_bench.cli import complete
 from llama_bench.errors import InputError, WorkError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llama_bench.cluster.events import RunResult
     from llama_bench.passes import PassInfo
     from llama_bench.store import Store
     from llama_bench.sweep import Model, Recipe, Sweep, Target
@@ -27,14 +29,23 @@ T = TypeVar("T")
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What `ray job submit` sets in the environment of the command that it runs."""
 
+QUIET = "LLAMA_BENCH_QUIET"
+"""Set in the environment, it is `--quiet` for every command."""
+
 PIPE_WIDTH = 160  # columns of a table that goes into a file or a pipe, unless COLUMNS says otherwise
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file, such as sweeps/quick.yaml.")]
+SweepFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SWEEP", help="A sweep file, such as sweeps/quick.yaml.", autocompletion=complete.sweep_files
+    ),
+]
 Only = Annotated[
     str | None,
     typer.Option(
         metavar="KEY=WORD,…",
         help="Only a part of the sweep: model, recipe, workload, target; words may hold * and |.",
+        autocompletion=complete.only,
     ),
 ]
 Autoscaler = Annotated[
@@ -44,12 +55,20 @@ Autoscaler = Annotated[
         help="What `ray up` was given, for the nodes that can be brought; a job on the head finds it by itself.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (its keys: docs/cli.md).")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help=f"Print results and errors alone, no progress (the same as {QUIET}=1).")
+]
 StoreAt = Annotated[
     str, typer.Option("--store", metavar="PATH|URI", help="Where artifacts and results lie: a folder, s3://, gs://.")
 ]
 ResultsAt = Annotated[
-    str, typer.Argument(metavar="PATH", help="A run's folder or URI, a sweep's (its newest run), or a store's.")
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A run's folder or URI, a sweep's (its newest run), or a store's.",
+        autocompletion=complete.runs,
+    ),
 ]
 
 
@@ -59,16 +78,41 @@ def out() -> Console:
 
 
 def err() -> Console:
-    """Return the console of progress and warnings: stderr, so that results can be sent into a file."""
+    """Return the console of errors and warnings: stderr, so that results can be sent into a file."""
     return _console(stderr=True)
 
 
-def _console(stderr: bool) -> Console:
+def progress(quiet: bool) -> Console:
+    """Return the console of what is of interest only while it lasts: stderr, or nowhere with `--quiet`."""
+    return _console(stderr=True, quiet=is_quiet(quiet))
+
+
+def write_out(data: bytes, output: Path | None) -> None:
+    """Write `data` to the file `output`, or to stdout. Raises InputError where that cannot be."""
+    try:
+        if output is None:
+            sys.stdout.buffer.write(data)
+        else:
+            output.write_bytes(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{output or 'stdout'} cannot be written: {error.strerror or error}") from None
+    if output is not None:
+        progress(False).print(f"wrote {output}", markup=False, soft_wrap=True)
+
+
+def is_quiet(quiet: bool) -> bool:
+    """Whether a command or its environment asks for results and errors alone."""
+    return quiet or os.environ.get(QUIET, "") not in ("", "0")
+
+
+def _console(stderr: bool, quiet: bool = False) -> Console:
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False)
+    return Console(stderr=stderr, width=width, highlight=False, quiet=quiet)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", right: str = "") -> None:
@@ -90,6 +134,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 def print_json(value: Any) -> None:
     """Print `value` as indented JSON to stdout, never coloured or wrapped."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def run_as_dict(result: RunResult, path: str) -> dict[str, Any]:
+    """Return how a run ended, as JSON says it; seconds by stage, cells measured and found finished."""
+    return {
+        "run": result.run,
+        "path": path,
+        "measured": result.measured,
+        "reused": result.reused,
+        "seconds": result.breakdown,
+        "failures": result.failures,
+        "unserved": result.unserved,
+        "held": result.held,
+    }
 
 
 def warn(text: str) -> None:

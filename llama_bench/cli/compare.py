@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import AsJson, out, print_table, reading, warn
+from llama_bench.cli.common import AsJson, out, print_table, reading, warn, write_out
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def command(
     if format is Format.TABLE:
         _print(found)
     else:
-        _write(_encode(found, format), output)
+        write_out(_encode(found, format).encode(), output)
     if found.regressions:
         raise typer.Exit(REGRESSION)
 
@@ -160,16 +159,3 @@ def _encode(found: Comparison, format: Format) -> str:
     if format is Format.JSON:
         return json.dumps(words.as_json(found), indent=2, ensure_ascii=False) + "\n"
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + junit.junit(found) + "\n"
-
-
-def _write(text: str, output: Path | None) -> None:
-    data = text.encode()
-    try:
-        if output is None:
-            sys.stdout.buffer.write(data)
-        else:
-            output.write_bytes(data)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{output or 'stdout'} cannot be written: {error.strerror or error}") from None

@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import StoreAt, SweepFile, err, open_store, out, read_sweep
+from llama_bench.cli import complete
+from llama_bench.cli.common import (
+    AsJson,
+    Quiet,
+    StoreAt,
+    SweepFile,
+    is_quiet,
+    open_store,
+    out,
+    print_json,
+    progress,
+    read_sweep,
+)
 from llama_bench.errors import InputError, LlamaBenchError, nearest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llama_bench.plan import Cell, Plan
     from llama_bench.store import Store
 
@@ -24,13 +38,25 @@ Of a sweep with several models and workloads:
 
 def command(
     sweep: SweepFile,
-    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe of the sweep whose variant is written.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE",
+            help="The recipe of the sweep whose variant is written.",
+            autocompletion=complete.recipes,
+        ),
+    ],
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="Which model, where there are several.")] = None,
     workload: Annotated[
-        str | None, typer.Option(metavar="WORKLOAD", help="Which workload, where that decides the graph.")
+        str | None,
+        typer.Option(
+            metavar="WORKLOAD", help="Which workload, where that decides the graph.", autocompletion=complete.workloads
+        ),
     ] = None,
     store: StoreAt = "./results",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write one variant as a folder: graph, weights, config, tokenizer, and a card with recipe, numbers and hashes.
 
@@ -46,11 +72,14 @@ def command(
     if arm is None:
         raise InputError(f"--recipe {recipe}: not a recipe of {sweep}{nearest(recipe, planned.sweep.recipes)}")
     place = open_store(store)
-    _build(planned, arm.variant, place)
+    _build(planned, arm.variant, place, progress(quiet))
     run, numbers = _numbers(place, planned.sweep.name, cell, recipe)
     written = folders.write(place, folders.Chosen(arm.variant, recipe, cell.model, arm.recipe, numbers, run), folder)
-    for path in written:
-        out().print(str(path), markup=False, soft_wrap=True)
+    if as_json:
+        print_json([str(path) for path in written])
+    elif not is_quiet(quiet):
+        for path in written:
+            out().print(str(path), markup=False, soft_wrap=True)
 
 
 def _cell(planned: Plan, model: str | None, workload: str | None) -> Cell:
@@ -69,13 +98,13 @@ def _cell(planned: Plan, model: str | None, workload: str | None) -> Cell:
     return left[0]
 
 
-def _build(planned: Plan, variant: str, store: Store) -> None:
+def _build(planned: Plan, variant: str, store: Store, console: Console) -> None:
     from llama_bench.cluster.build import build
     from llama_bench.cluster.building import closure
 
     for artifact in closure(planned, [variant]).values():
         if not store.has(artifact.id):
-            err().print(f"building {artifact.label}", markup=False, soft_wrap=True)
+            console.print(f"building {artifact.label}", markup=False, soft_wrap=True)
             build(artifact, store)
 
 

@@ -120,6 +120,9 @@ def watching(console: Console, cells: int = 0, targets: int = 1) -> Iterator[Cal
     only when an event arrives, between slots.
     """
     begin = time.monotonic()
+    if console.quiet:
+        yield lambda event: None
+        return
     if not console.is_terminal:
         yield lambda event: _print(console, event, begin)
         return

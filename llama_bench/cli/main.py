@@ -28,10 +28,21 @@ from llama_bench.cli import (
     targets,
     tune,
 )
+from llama_bench.cli.common import QUIET
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+PROGRAM = "llama-bench"  # what pip installs, and so what a shell completes; `python -m llama_bench` is the same
+
+EXIT_STATUSES = {
+    0: "done; a target that no node serves is a warning while others were measured",
+    1: "work failed: a build, an arm, a cell, a node, a full store; of `tune`: nothing acceptable is faster",
+    2: "wrong input: an option, a sweep file, a path; nothing was started",
+    3: "of `compare`: something became slower or wrong",
+    INTERRUPTED: "interrupted by Ctrl-C; `run`, `tune` and `calibrate` go on with the same command",
+}
+"""Exit status → what it says."""
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.command, run.EXAMPLES),
@@ -80,6 +91,10 @@ def _options(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (the same as {DEBUG}=1).")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help=f"Print results and errors alone, no progress (the same as {QUIET}=1)."),
+    ] = False,
 ) -> None:
     """Which optimisations make this Llama faster here, by how much, at what cost, and how sure are we?
 
@@ -91,6 +106,8 @@ def _options(
         raise typer.Exit
     if debug:
         os.environ[DEBUG] = "1"
+    if quiet:
+        os.environ[QUIET] = "1"
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
         raise typer.Exit
@@ -100,7 +117,6 @@ def make_app() -> typer.Typer:
     """Return the typer application with every command of :data:`COMMANDS`."""
     app = typer.Typer(
         cls=Commands,
-        add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -113,7 +129,7 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; the entry point of `llama-bench` and `python -m llama_bench`."""
-    make_app()(prog_name="llama_bench")
+    make_app()(prog_name=PROGRAM)
 
 
 def _lines(examples: str) -> str:
@@ -122,9 +138,14 @@ def _lines(examples: str) -> str:
 
 
 _START = _lines(
-    """
-Start here:  python -m llama_bench run sweeps/quick.yaml
-"""
+    "\n".join(
+        [
+            "Start here:  python -m llama_bench run sweeps/quick.yaml",
+            "Exit status:",
+            *(f"  {status}  {meaning}" for status, meaning in EXIT_STATUSES.items()),
+            "NO_COLOR=1 leaves colours out everywhere.",
+        ]
+    )
 )
 
 

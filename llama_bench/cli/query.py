@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, out, print_table, reading
+from llama_bench.cli.common import AsJson, ResultsAt, out, print_table, reading, write_out
 from llama_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,10 +44,13 @@ def command(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the views; seconds and bytes.")],
     format: Annotated[Format, typer.Option("--format", "-f", help="How the rows come out.")] = Format.TABLE,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run SQL over the results of a run."""
     import llama_bench
 
+    if as_json:
+        format = Format.JSON
     if format is Format.TABLE and output is not None:
         raise InputError("--output needs --format csv, json or parquet")
     if format is Format.PARQUET and output is None and sys.stdout.isatty():
@@ -56,7 +59,7 @@ def command(
     if format is Format.TABLE:
         _print(rows)
     else:
-        _write(rows, format, output)
+        write_out(_encode(rows, format), output)
 
 
 FIRST = 4
@@ -86,19 +89,6 @@ def _cell(value: object) -> str:
         more = [f"… {len(value)} values"] if len(value) > FIRST else []
         return f"[{', '.join([*map(_cell, value[:FIRST]), *more])}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _write(rows: pl.DataFrame, format: Format, output: Path | None) -> None:
-    try:
-        data = _encode(rows, format)
-        if output is None:
-            sys.stdout.buffer.write(data)
-        else:
-            output.write_bytes(data)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{output or 'stdout'} cannot be written: {error.strerror or error}") from None
 
 
 def _encode(rows: pl.DataFrame, format: Format) -> bytes:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import ResultsAt, reading, warn
+from llama_bench.cli.common import AsJson, Quiet, ResultsAt, is_quiet, print_json, reading, warn
 
 EXAMPLES = """
 The newest run of a sweep, into the run's own folder:
@@ -24,6 +24,8 @@ def command(
     path: ResultsAt,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to, not the run's own.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser when it is written.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the tables and charts of a run: Markdown, PNG, SVG and one HTML page. Nothing is measured.
 
@@ -36,8 +38,12 @@ def command(
     _, run = results.locate(path)
     write = write_calibration if run.startswith(f"{calibration.NAME}/") else write_report
     files = reading(path, lambda: write(path, out))
-    for written in files:
-        typer.echo(written)
+    written = [str(file) for file in files]
+    if as_json:
+        print_json(written)
+    elif not is_quiet(quiet):
+        for file in written:
+            typer.echo(file)
     if open_page:
         _open(files[0])
 

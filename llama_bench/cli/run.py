@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_bench.cli.common import (
+    AsJson,
     Autoscaler,
     Only,
+    Quiet,
     StoreAt,
     SweepFile,
     duration,
     err,
+    is_quiet,
     open_store,
     out,
+    print_json,
     print_table,
+    progress,
     read_sweep,
+    run_as_dict,
     warn,
 )
 from llama_bench.cli.live import watching
@@ -33,7 +39,7 @@ A first look:
   python -m llama_bench run sweeps/quick.yaml
 Two recipes of one model, on the CPU (the baseline is always there):
   python -m llama_bench run sweeps/report.yaml --only "model=h512*,recipe=all_three,target=B"
-Interrupted, or new recipes in the file? The same command measures only what is missing.
+Interrupted? The same command measures only what is missing. A changed sweep is a new run; what is built is used again.
 On a cluster:
   ray job submit --working-dir . -- python -m llama_bench run sweeps/report.yaml --store s3://bucket/results
 """
@@ -52,6 +58,8 @@ def command(
         typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (the same as RAY_ADDRESS)."),
     ] = None,
     autoscaler: Autoscaler = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build and measure a sweep on Ray, then print its tables.
 
@@ -69,41 +77,55 @@ def command(
         os.environ["RAY_ADDRESS"] = address
     place = open_store(store)
     cells = len(chosen.models) * len(chosen.workloads) * len(chosen.targets)
-    with watching(err(), cells, len(chosen.targets)) as on_event:
+    with watching(progress(quiet), cells, len(chosen.targets)) as on_event:
         result = driver.run(
             specification, place, only=only, retry_failed=retry_failed, on_event=on_event, autoscaler=autoscaler
         )
     path = place.url(result.run)
-    if report and (result.measured or result.reused):
-        _report(place, result.run)
-    _summary(result, path)
+    written = _report(place, result.run) if report and (result.measured or result.reused) else {}
+    if as_json:
+        print_json({**run_as_dict(result, path), "report": list(written)})
+    else:
+        for text in written.values():
+            if text is not None:
+                typer.echo(text)
+        if written:
+            progress(quiet).print(f"wrote {place.url(f'{result.run}/report')}", markup=False, soft_wrap=True)
+        _summary(result, path, quiet)
+    _what_is_missing(result, path)
     if result.failures or (result.unserved and not (result.measured or result.reused)):
         raise typer.Exit(1)
 
 
-def _report(store: Store, run: str) -> None:
-    """Write the report of `run` into its folder, and print its tables."""
+def _report(store: Store, run: str) -> dict[str, str | None]:
+    """Write the report of `run` into its folder; return its files, with the text of those that are Markdown."""
     from llama_bench.report import write_report
 
+    texts: dict[str, str | None] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) if store.root is None else store.root / run / "report"
-        written = write_report(store.url(run), out)
-        if store.root is None:
-            for file in written:
-                store.put(f"{run}/report/{file.relative_to(out).as_posix()}", file.read_bytes(), create=False)
-        for page in (file for file in written if file.suffix == ".md"):
-            typer.echo(page.read_text(encoding="utf-8"))
-    err().print(f"wrote {store.url(f'{run}/report')}", markup=False, soft_wrap=True)
+        folder = Path(scratch) if store.root is None else store.root / run / "report"
+        for file in write_report(store.url(run), folder):
+            name = f"{run}/report/{file.relative_to(folder).as_posix()}"
+            if store.root is None:
+                store.put(name, file.read_bytes(), create=False)
+            texts[store.url(name)] = file.read_text(encoding="utf-8") if file.suffix == ".md" else None
+    return texts
 
 
-def _summary(result: RunResult, path: str) -> None:
-    """Say where the time went, where the results lie, and what is missing from them."""
+def _summary(result: RunResult, path: str, quiet: bool) -> None:
+    """Say where the time went and where the results lie."""
+    if is_quiet(quiet):
+        return
     total = sum(result.breakdown.values())
     rows = [(stage, duration(s), f"{s / total:.0%}") for stage, s in result.breakdown.items() if total]
     print_table(("where the time went", "time", "share"), [*rows, ("all", duration(total), "")], right="time, share")
     out().print(
         f"\n{result.measured} measured, {result.reused} reused; results in {path}", markup=False, soft_wrap=True
     )
+
+
+def _what_is_missing(result: RunResult, path: str) -> None:
+    """Say what is missing from the results, and why."""
     for target, reason in result.unserved.items():
         warn(f"target {target} was not measured: {reason}")
     for cell, holder in result.held.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llama_bench.cli.common import catalogue, print_table
+from llama_bench.cli.common import Quiet, catalogue, print_table, progress
 from llama_bench.errors import InputError
 
 EXAMPLES = """
@@ -27,16 +27,17 @@ def command(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="With --results: the tables of docs/schema.md.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the JSON Schema of sweep files, or what each column of the results means."""
     if as_markdown and not results:
         raise InputError("--markdown needs --results: a JSON Schema has no Markdown")
     if not results:
-        _write(_sweep_files(), output)
+        _write(_sweep_files(), output, quiet)
     elif as_markdown or output is not None:
         from llama_bench.report import schema
 
-        _write(schema.markdown(), output)
+        _write(schema.markdown(), output, quiet)
     else:
         _print_results()
 
@@ -57,7 +58,7 @@ def _print_results() -> None:
         typer.echo()
 
 
-def _write(text: str, output: Path | None) -> None:
+def _write(text: str, output: Path | None, quiet: bool) -> None:
     if output is None:
         typer.echo(text)
         return
@@ -65,4 +66,4 @@ def _write(text: str, output: Path | None) -> None:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
-    typer.echo(f"wrote {output}", err=True)
+    progress(quiet).print(f"wrote {output}", markup=False, soft_wrap=True)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_bench.cli.common import StoreAt, duration, err, open_store, out, print_table, read_model, warn
+from llama_bench.cli.common import (
+    AsJson,
+    Quiet,
+    StoreAt,
+    duration,
+    open_store,
+    out,
+    print_json,
+    print_table,
+    progress,
+    read_model,
+    warn,
+)
 from llama_bench.cli.live import watching
 from llama_bench.errors import InputError, nearest
 
@@ -39,11 +52,15 @@ def command(
     model: Annotated[
         str, typer.Option(metavar="SOURCE|SWEEP[:MODEL]", help="A checkpoint, a hub name, or a model of a sweep file.")
     ],
-    target: Annotated[str, typer.Option(metavar="cpu|gpu", help="Where it is to be fast.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(metavar="cpu|gpu", help="Where it is to be fast.", autocompletion=lambda: list(TARGETS))
+    ] = "cpu",
     max_perplexity_increase: Annotated[
         str, typer.Option(metavar="SHARE", help="How much worse on text is still good: 1% or 0.01.")
     ] = "1%",
-    workload: Annotated[str, typer.Option(metavar="KIND", help="prefill, decode or generate.")] = "decode",
+    workload: Annotated[
+        str, typer.Option(metavar="KIND", help="prefill, decode or generate.", autocompletion=lambda: list(LENGTHS))
+    ] = "decode",
     batch: Annotated[int, typer.Option(min=1, help="Sequences a run.")] = 1,
     tokens: Annotated[
         int, typer.Option(min=1, help="Length: a prefill's sequence, a decode's context, a generate's prompt.")
@@ -55,6 +72,8 @@ def command(
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where the winner goes; tuned/MODEL-RECIPE.")
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search recipes for the fastest within a bound on perplexity, and write the winner as a folder ready to serve.
 
@@ -69,24 +88,50 @@ def command(
     if folder is not None:
         folders.check(folder, ours=True)
     place = open_store(store)
-    with watching(err(), 4, 1) as on_event:
+    with watching(progress(quiet), 4, 1) as on_event:
         outcome = tune(search, place, on_event=on_event)
+    written = None if outcome.winner is None else _write(place, search, outcome, folder)
+    if as_json:
+        print_json(as_dict(outcome, place, written))
+    else:
+        _print(outcome, search, place)
+    for failure in outcome.failures:
+        warn(f"left out: {failure}")
+    if written is None:
+        raise typer.Exit(1)
+    if not as_json:
+        out().print(f"written: {written}", markup=False, soft_wrap=True)
+
+
+def _print(outcome: Outcome, search: Search, store: Store) -> None:
+    """Print a table for each stage, then what the search found."""
     for title, scored in outcome.scored.items():
         print_table(
             ("recipe", "speedup", "interval", "verdict", "perplexity"),
             [_row(one) for one in sorted(scored, key=lambda one: -(one.speedup or 0.0))],
-            title=f"{title}: {place.url(outcome.runs[title])}",
+            title=f"{title}: {store.url(outcome.runs[title])}",
             right="speedup, perplexity",
         )
         out().print()
     for line in conclusion(outcome, search):
         out().print(line, markup=False, soft_wrap=True)
-    for failure in outcome.failures:
-        warn(f"left out: {failure}")
-    if outcome.winner is None:
-        raise typer.Exit(1)
-    written = _write(place, search, outcome, folder)
-    out().print(f"written: {written}", markup=False, soft_wrap=True)
+
+
+def as_dict(outcome: Outcome, store: Store, written: Path | None) -> dict[str, Any]:
+    """Return what the search found, as JSON says it; `written` is the winner's folder."""
+    return {
+        "winner": outcome.winner,
+        "single": outcome.single,
+        "beats_single": outcome.beats_single,
+        "confirmed": {name: asdict(one) for name, one in outcome.confirmed.items()},
+        "stages": {
+            stage: {"run": store.url(outcome.runs[stage]), "recipes": [asdict(one) for one in scored]}
+            for stage, scored in outcome.scored.items()
+        },
+        "saving": None if outcome.saving is None else asdict(outcome.saving),
+        "failures": outcome.failures,
+        "written": None if written is None else str(written),
+    }
 
 
 def share(words: str) -> float:

@@ -74,7 +74,7 @@ def _have_common_cells(a: Side, b: Side, names: Sequence[str]) -> None:
     first = in_a[0] if in_a else ""
     close = get_close_matches(first, in_b, 1, cutoff=0.0)
     raise InputError(
-        f"{names[0]} and {names[1]} have no cell (model/workload/target) in common\n"
+        f"{names[0]} and {names[1]} have no cell (model/workload/target) in common: "
         f"A has {_counted(first, in_a)}, B has {_counted(close[0] if close else '', in_b)}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from llama_bench.calibration import Design
 from llama_bench.cli import calibrate as cli
+from llama_bench.cli.common import run_as_dict
 from llama_bench.cli.main import make_app
 from llama_bench.cluster import calibrate as runner
 from llama_bench.cluster.events import Event, RunResult
@@ -192,3 +194,18 @@ def test_report_on_a_calibration_writes_its_table_and_chart(folder: Path, tmp_pa
     assert [Path(line).name for line in result.stdout.splitlines()] == [
         "calibration.md", "calibration.svg", "calibration.png", "calibration.json",
     ]  # fmt: skip
+
+
+def test_json_is_all_that_goes_to_stdout_and_show_prints_the_same_numbers(invoke: Invoke, folder: Path) -> None:
+    result = invoke(_result(folder), "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    said = json.loads(result.stdout)
+    assert set(said) - {"calibration"} == set(run_as_dict(_result(folder), ""))
+    assert said["calibration"] == json.loads((folder / "calibration" / "calibration.json").read_text())
+    shown = invoke(AssertionError("nothing is measured"), "--show", str(folder), "--json")
+    assert json.loads(shown.stdout) == said["calibration"]
+
+
+def test_json_of_a_calibration_that_measured_nothing_has_none(invoke: Invoke) -> None:
+    assert json.loads(invoke(_result(), "--json").stdout)["calibration"] is None

@@ -90,3 +90,9 @@ def test_a_store_that_does_not_exist_is_wrong_input_and_is_not_made(tmp_path: Pa
     result = CliRunner().invoke(make_app(), ["clean", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_quiet_says_nothing_and_removes_all_the_same(store: Store) -> None:
+    result = CliRunner().invoke(make_app(), ["clean", store.uri, "--quiet"])
+    assert (result.exit_code, result.output) == (0, "")
+    assert not store.has("alone")

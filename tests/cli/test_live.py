@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -99,3 +100,24 @@ def test_brackets_in_a_message_are_text_and_no_markup() -> None:
     with watching(Console(file=stream, force_terminal=False)) as on_event:
         on_event(Event("note", "shape [B, S]", detail="[red]x[/red]"))
     assert "shape [B, S]: [red]x[/red]" in stream.getvalue()
+
+
+def test_a_quiet_console_shows_nothing_even_on_a_terminal() -> None:
+    stream = io.StringIO()
+    with watching(Console(file=stream, force_terminal=True, quiet=True)) as on_event:
+        for event in RUN:
+            on_event(event)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("word", ["", "1"])
+def test_no_color_leaves_the_colours_out_of_the_live_view(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", word)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = io.StringIO()
+    with watching(Console(file=stream, force_terminal=True, width=100)) as on_event:
+        for event in RUN:
+            on_event(event)
+    assert "restart 1/4 block 1/3 original" in stream.getvalue()  # the view is there …
+    coloured = re.findall(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|9[0-7])(?:;[\d;]*)?m", stream.getvalue())
+    assert bool(coloured) == (word == "")  # … and its warnings are red and yellow without NO_COLOR alone

@@ -135,3 +135,20 @@ def test_a_table_shortens_lists_and_shows_wide_rows_one_after_another(texts: Pat
     assert sum(line.split()[:1] == ["token_s"] and "… 6 values]" in line for line in wide) == 2
     assert sum(line.startswith("run_index") for line in wide) == 2
     assert _query(texts, "SELECT * FROM timings LIMIT 0").strip()
+
+
+def test_report_is_silent_when_that_is_asked_for_by_option_word_or_environment(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_BENCH_QUIET", "")  # so that what --quiet sets is taken back
+    plain = ["report", str(run), "--out"]
+    for number, (words, environment) in enumerate(
+        [
+            ([*plain, str(tmp_path / "0"), "--quiet"], {}),
+            (["--quiet", *plain, str(tmp_path / "1")], {"LLAMA_BENCH_QUIET": "0"}),
+            ([*plain, str(tmp_path / "2")], {"LLAMA_BENCH_QUIET": "1"}),
+        ]
+    ):
+        result = CliRunner().invoke(make_app(), words, env=environment)
+        assert (result.exit_code, result.output) == (0, "")
+        assert (tmp_path / str(number) / "report.html").is_file()

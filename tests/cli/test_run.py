@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -117,3 +118,28 @@ def test_a_store_that_cannot_be_written_is_wrong_input(invoke: Invoke, tmp_path:
     result = invoke(AssertionError("the driver must not start"), "--store", str(tmp_path / "file" / "results"))
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) <= 2
+
+
+def test_quiet_leaves_the_tables_and_what_is_missing(invoke: Invoke, synthetic: ModuleType, tmp_path: Path) -> None:
+    folder = synthetic.world({"half": synthetic.Truth(ratio=0.5, executed="other", changed=3)}).write(
+        tmp_path / "results"
+    )
+    outcome = _result(f"{folder.parent.name}/{folder.name}", measured=6, failures=["nop: no room"], unserved={"A": "x"})
+    result = invoke(outcome, "--quiet", events=(Event("note", "joined Ray"),))
+    assert result.exit_code == 1
+    assert "| half |" in result.stdout
+    assert "where the time went" not in result.stdout
+    assert "joined Ray" not in result.output and "wrote" not in result.output
+    assert result.stderr.splitlines()[0] == "warning: target A was not measured: x"
+    assert "failed: nop: no room" in result.stderr
+
+
+def test_json_is_all_that_goes_to_stdout_and_names_the_files_of_the_report(
+    invoke: Invoke, synthetic: ModuleType, tmp_path: Path
+) -> None:
+    folder = synthetic.world({}).write(tmp_path / "results")
+    result = invoke(_result(f"{folder.parent.name}/{folder.name}", reused=6), "--json")
+    said = json.loads(result.stdout)
+    assert (said["reused"], said["path"]) == (6, str(folder))
+    assert str(folder / "report" / "report.html") in said["report"]
+    assert all(Path(file).is_file() for file in said["report"])

@@ -46,7 +46,7 @@ def test_the_documented_verdicts_of_the_study_stand() -> None:
     study = ("eliminate_identity", "fuse_transpose_into_gemm", "fuse_matmul_add_bias_into_gemm")
     assert {found[name]["verdict"] for name in study} == {"no-op"}
     assert found["control"]["verdict"] == "control"
-    assert [round(found[name]["saved"], 3) for name in study] == [-0.009, -0.006, -0.007]  # as the README has them
+    assert [round(found[name]["saved"], 3) for name in study] == [-0.009, -0.006, -0.007]  # docs/study.md
 
 
 def test_a_report_of_an_old_run_has_no_table_of_what_it_did_not_measure(tmp_path: Path) -> None:
