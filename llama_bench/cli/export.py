@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_bench.cli.common import StoreAt, SweepFile, err, open_store, out, read_sweep
+from llama_bench.cli.common import StoreAt, SweepFile, build_missing, open_store, out, read_sweep
 from llama_bench.errors import InputError, LlamaBenchError, nearest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command(
     if arm is None:
         raise InputError(f"--recipe {recipe}: not a recipe of {sweep}{nearest(recipe, planned.sweep.recipes)}")
     place = open_store(store)
-    _build(planned, arm.variant, place)
+    build_missing(planned, arm.variant, place)
     run, numbers = _numbers(place, planned.sweep.name, cell, recipe)
     written = folders.write(place, folders.Chosen(arm.variant, recipe, cell.model, arm.recipe, numbers, run), folder)
     for path in written:
@@ -67,16 +67,6 @@ def _cell(planned: Plan, model: str | None, workload: str | None) -> Cell:
     if len({cell.arms[0].variant for cell in left}) > 1:
         raise InputError(f"--workload is needed, since their graphs differ: {', '.join(workloads)}")
     return left[0]
-
-
-def _build(planned: Plan, variant: str, store: Store) -> None:
-    from llama_bench.cluster.build import build
-    from llama_bench.cluster.building import closure
-
-    for artifact in closure(planned, [variant]).values():
-        if not store.has(artifact.id):
-            err().print(f"building {artifact.label}", markup=False, soft_wrap=True)
-            build(artifact, store)
 
 
 def _numbers(store: Store, sweep: str, cell: Cell, recipe: str) -> tuple[str | None, list[tuple[str, str]]]:

@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from llama_bench import __version__
-from llama_bench.cli import calibrate, clean, export, passes, plan, query, report, run, schema, status, targets, tune
+from llama_bench.cli import (
+    calibrate,
+    clean,
+    export,
+    graph,
+    passes,
+    plan,
+    query,
+    report,
+    run,
+    schema,
+    status,
+    targets,
+    tune,
+)
 from llama_bench.errors import LlamaBenchError
 
 DEBUG = "LLAMA_BENCH_DEBUG"
@@ -26,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "query": (query.command, query.EXAMPLES),
     "tune": (tune.command, tune.EXAMPLES),
     "export": (export.command, export.EXAMPLES),
+    "graph": (graph.command, graph.EXAMPLES),
     "calibrate": (calibrate.command, calibrate.EXAMPLES),
     "passes": (passes.command, passes.EXAMPLES),
     "targets": (targets.command, targets.EXAMPLES),
