@@ -33,6 +33,7 @@ NOT_RUN = {
     "tune": "measures for a quarter of an hour: tests/cluster/test_tune.py",
     "calibrate": "measures for a quarter of an hour: tests/cluster/test_calibrate.py",
     "targets": "connects to Ray: tests/cli/test_targets.py",
+    "graph": "builds models, and draws artifacts of runs: tests/cli/test_graph.py",
     "export": "builds a model, of weights that are downloaded: tests/test_folder.py",
 }
 """Commands whose lines are only read, by the command line itself, and why. Every other command is run."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llama_bench.cluster.events import RunResult
     from llama_bench.passes import PassInfo
+    from llama_bench.plan import Plan
     from llama_bench.store import Store
     from llama_bench.sweep import Model, Recipe, Sweep, Target
     from llama_bench.sweep_file import Catalogue
@@ -253,6 +254,17 @@ def read_model(words: str) -> Model:
     described = source.describe(words, Path())
     own = {"name": safe_name(described.name), "source": described.source, "source_sha256": described.sha256}
     return Model.model_validate({**described.config, **own, "cache": True})
+
+
+def build_missing(planned: Plan, variant: str, store: Store, quiet: bool = False) -> None:
+    """Build here what `store` lacks of `variant`, an id of the plan, and say so unless `quiet`. Raises WorkError."""
+    from llama_bench.cluster.build import build
+    from llama_bench.cluster.building import closure
+
+    for artifact in closure(planned, [variant]).values():
+        if not store.has(artifact.id):
+            progress(quiet).print(f"building {artifact.label}", markup=False, soft_wrap=True)
+            build(artifact, store)
 
 
 READING_TRIES = 5

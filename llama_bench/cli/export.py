@@ -13,18 +13,16 @@ from llama_bench.cli.common import (
     Quiet,
     StoreAt,
     SweepFile,
+    build_missing,
     is_quiet,
     open_store,
     out,
     print_json,
-    progress,
     read_sweep,
 )
 from llama_bench.errors import InputError, LlamaBenchError, nearest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from llama_bench.plan import Cell, Plan
     from llama_bench.store import Store
 
@@ -72,7 +70,7 @@ def command(
     if arm is None:
         raise InputError(f"--recipe {recipe}: not a recipe of {sweep}{nearest(recipe, planned.sweep.recipes)}")
     place = open_store(store)
-    _build(planned, arm.variant, place, progress(quiet))
+    build_missing(planned, arm.variant, place, quiet)
     run, numbers = _numbers(place, planned.sweep.name, cell, recipe)
     written = folders.write(place, folders.Chosen(arm.variant, recipe, cell.model, arm.recipe, numbers, run), folder)
     if as_json:
@@ -96,16 +94,6 @@ def _cell(planned: Plan, model: str | None, workload: str | None) -> Cell:
     if len({cell.arms[0].variant for cell in left}) > 1:
         raise InputError(f"--workload is needed, since their graphs differ: {', '.join(workloads)}")
     return left[0]
-
-
-def _build(planned: Plan, variant: str, store: Store, console: Console) -> None:
-    from llama_bench.cluster.build import build
-    from llama_bench.cluster.building import closure
-
-    for artifact in closure(planned, [variant]).values():
-        if not store.has(artifact.id):
-            console.print(f"building {artifact.label}", markup=False, soft_wrap=True)
-            build(artifact, store)
 
 
 def _numbers(store: Store, sweep: str, cell: Cell, recipe: str) -> tuple[str | None, list[tuple[str, str]]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_bench.errors import LlamaBenchError
 from llama_bench.report.files import destination, write_files
 
 if TYPE_CHECKING:
     from llama_bench.report.document import Document
+    from llama_bench.report.graphs.sections import Section as Pictures
     from llama_bench.stats.views import Frames
 
 
@@ -24,15 +26,25 @@ def write_report(path: str, out: Path | None = None) -> list[Path]:
     from llama_bench.stats import views
 
     folder = destination(path, out, "report")
-    return write(views.load(path), folder)
+    return write(views.load(path), folder, _pictures(path))
 
 
-def write(frames: Frames, out: Path) -> list[Path]:
-    """Write the report of `frames` into the folder `out`."""
+def _pictures(path: str) -> Pictures:
+    """The pictures of the run's graphs; where they cannot be made a note says why, and the report goes on."""
+    from llama_bench.report.graphs.sections import Section, of_run
+
+    try:
+        return of_run(path)
+    except LlamaBenchError as problem:
+        return Section((), (f"No pictures of graphs: {problem}",))
+
+
+def write(frames: Frames, out: Path, pictures: Pictures | None = None) -> list[Path]:
+    """Write the report of `frames`, with `pictures` of its graphs, into the folder `out`."""
     from llama_bench.report import drawing, page
 
     with drawing.unchecked():
-        found = compose(frames)
+        found = compose(frames, pictures)
     files: dict[str, str | bytes] = {"report.html": page.page(found), "report.md": _markdown(found)}
     names: set[str] = set()
     for figure in (figure for section in found.sections for figure in section.figures):
@@ -42,14 +54,14 @@ def write(frames: Frames, out: Path) -> list[Path]:
     return write_files(out, files)
 
 
-def compose(frames: Frames) -> Document:
-    """Return the report of `frames`, to be written in any format."""
+def compose(frames: Frames, pictures: Pictures | None = None) -> Document:
+    """Return the report of `frames`, with `pictures` of its graphs, to be written in any format."""
     from llama_bench.report import question
     from llama_bench.report.answer import answer
     from llama_bench.report.document import Document
     from llama_bench.report.sections import Material, sections
 
-    material = Material(frames)
+    material = Material(frames, pictures)
     speedups, cells, run = material.speedups, material.cells, frames.run
     return Document(
         f"Sweep {run['sweep']['name']}",

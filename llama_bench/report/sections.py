@@ -25,6 +25,8 @@ from llama_bench.report import (
 )
 from llama_bench.report.document import Block, Choice, Figure, Section
 from llama_bench.report.generation import generation
+from llama_bench.report.graphs.pictures import Picture
+from llama_bench.report.graphs.sections import Section as Pictures
 from llama_bench.report.table import Table
 from llama_bench.report.tradeoffs import Answers
 from llama_bench.stats.views import Frames
@@ -37,6 +39,7 @@ class Material:
     """The views of a run that several sections are made of, each collected once."""
 
     frames: Frames
+    pictures: Pictures | None = None
 
     @property
     def run(self) -> Row:
@@ -119,6 +122,32 @@ def _slots(m: Material) -> Content:
     return ([slots.SAYS, Choice("Cell", found)] if found else []), None
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A picture of a graph, drawn already."""
+
+    picture: Picture
+
+    @property
+    def name(self) -> str:
+        return f"graph-{self.picture.name}"
+
+    @property
+    def caption(self) -> str:
+        return self.picture.caption
+
+    def svg(self) -> str:
+        return self.picture.svg
+
+
+def _graphs(m: Material) -> Content:
+    if m.pictures is None:
+        return [], None
+    figures = [Figure.of(_Drawn(picture)) for picture in m.pictures.pictures]
+    passes = {figure.first.name.removeprefix("graph-"): figure for figure in figures[1:]}
+    return [*figures[:1], *([Choice("Pass", passes)] if passes else []), *m.pictures.notes], None
+
+
 def _failures(m: Material) -> Content:
     table = tables.failures(m.frames.failures.collect())
     return ([table] if table else []), None
@@ -140,6 +169,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Material], Content]]] = {
     "grid": ("Batch and sequence", _grid),
     "tradeoffs": ("Speed, accuracy and size together", _tradeoffs),
     "generation": ("Text generation", _generation),
+    "graphs": ("What the passes did to the graph", _graphs),
     "limits": ("The speed of light here", _limits),
     "efficiency": ("Tokens a second, a watt, a gigabyte", _efficiency),
     "seconds": ("Where the time went", _seconds),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -62,6 +63,17 @@ def _clean(folder: Path) -> Any:
     return _printed("clean", str(folder / "store"), "--dry-run")
 
 
+def _graph(folder: Path) -> Any:
+    """Two models of one node each, one against the other."""
+    for name, op in (("one", "Relu"), ("other", "Sigmoid")):
+        ends = [onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, [1]) for end in "xy"]
+        graph = onnx.helper.make_graph([onnx.helper.make_node(op, ["x"], ["y"])], name, ends[:1], ends[1:])
+        onnx.save(onnx.helper.make_model(graph), folder / f"{name}.onnx")
+    return _printed(
+        "graph", str(folder / "one.onnx"), "--against", str(folder / "other.onnx"), "--out", str(folder / "out")
+    )
+
+
 GIVES: dict[str, Callable[[Path], Any]] = {
     "run": lambda folder: {**run_as_dict(RunResult("quick/r"), "here"), "report": []},
     "plan": lambda folder: _printed("plan", str(ROOT / "sweeps/quick.yaml"), "--store", str(folder)),
@@ -69,6 +81,7 @@ GIVES: dict[str, Callable[[Path], Any]] = {
     "report": lambda folder: _printed("report", RUN, "--out", str(folder)),
     "query": lambda folder: _printed("query", RUN, "SELECT recipe FROM speedups"),
     "explain": lambda folder: _printed("explain", RUN, "target=gpu,model=h128*,recipe=eliminate_identity"),
+    "graph": _graph,
     "compare": lambda folder: _printed("compare", *sorted(map(str, (ROOT / "docs/results/smollm2").iterdir()))),
     "tune": lambda folder: tune.as_dict(Outcome(), Store(folder / "store"), None),
     "passes": lambda folder: _printed("passes"),

@@ -1,0 +1,1 @@
+"""Pictures of graphs: reading, folding, matching and drawing apart; `sections` puts them together."""
