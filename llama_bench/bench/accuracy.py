@@ -128,9 +128,9 @@ def compare(
     for name, expected in sorted(reference.items()):
         actual = outputs.get(name)
         if kind == "exact" or not (name == TOKENS or name.startswith(CACHE)):
-            rows.append(_row(name, kind, *_judge(name, actual, expected, bounds), bounds))
+            rows.append(_row(name, kind, *_judge(name, actual, expected, bounds, kind), bounds))
         elif actual is not None and _comparable(name, actual, expected):
-            rows.append(_row(name, kind, _judge(name, actual, expected, bounds)[0], None, None))
+            rows.append(_row(name, kind, _judge(name, actual, expected, bounds, kind)[0], None, None))
     return rows
 
 
@@ -195,7 +195,7 @@ def _comparable(name: str, actual: Array, expected: Array) -> bool:
     return actual.shape == expected.shape and (name == TOKENS or actual.dtype.kind not in "iub")
 
 
-def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds) -> tuple[Accuracy, str | None]:
+def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds, kind: Kind) -> tuple[Accuracy, str | None]:
     """Return what was found, and the sentence about what is wrong with it."""
     nan, infinite = nonfinite(expected)
     if nan or infinite:
@@ -208,6 +208,8 @@ def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds) -> 
         return Accuracy(max_abs=math.inf, max_rel=math.inf), shapes
     if name == TOKENS:
         return _judge_tokens(actual, expected, bounds)
+    if expected.dtype.kind in "iub":
+        return _judge_whole(actual, expected, bounds, kind)
     found = measure(actual, expected, distribution=name == LOGITS)
     if found.nonfinite:
         return found, f"{found.nan} of {actual.size} values are NaN, {found.infinite} infinite"
@@ -223,6 +225,20 @@ def _judge_tokens(actual: Array, expected: Array, bounds: Bounds) -> tuple[Accur
     sequence, position = differ[0].tolist()
     where = f"the first at position {position} of sequence {sequence}"
     return found, f"{len(differ)} of {expected.size} tokens are not torch's, {where}"
+
+
+def _judge_whole(actual: Array, expected: Array, bounds: Bounds, kind: Kind) -> tuple[Accuracy, str | None]:
+    """Whole numbers and truth values are the same or not: `top1` is the share that is.
+
+    Of an exact rewrite all must be; of an approximation as many as the bound on top-1 agreement says, since such
+    outputs are choices (a class, a token, a place).
+    """
+    differ = np.argwhere(actual != expected)
+    found = Accuracy(top1=1 - len(differ) / expected.size if expected.size else None)
+    if kind == "approximate" or not len(differ):
+        return found, violations(found, bounds, LIMITS)
+    where = f"the first at {differ[0].tolist()}"
+    return found, f"{len(differ)} of {expected.size} whole numbers are not the reference's, {where}"
 
 
 def violations(found: Any, bounds: Bounds, limits: Limits) -> str | None:
