@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_bench.errors import InputError, nearest
 from llama_bench.sweep_own import WHOLE, OwnModel
+from llama_bench.yaml_lines import kind
 
 DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
@@ -20,6 +21,10 @@ HIGH = 2
 
 PLACES = ("batch", "sequence")
 """What a dimension without a telling name is, by its place."""
+
+
+WORDS = (*PLACES, "tokens")
+"""What a dimension may be besides a number."""
 
 
 class Unclear(InputError):
@@ -99,9 +104,16 @@ def _bind(path: Path, entry: Mapping[str, Any], given: Mapping[str, Any], sizes:
         raise Unclear(f"{given['dtype']!r} here, but {what}", "inputs", name, "dtype")
     if "high" in given and entry["dtype"] not in WHOLE:
         raise Unclear(f"high is for whole numbers, and {what}", "inputs", name, "high")
-    value = given.get("value")
+    value = given.get("value", 0)
+    if not (isinstance(value, bool | int | float) or value == "positions"):
+        why = "must be one number, true or false, or positions (0, 1, 2 …)"
+        raise Unclear(f"{why}, not {_shown(value)}", "inputs", name, "value")
     if isinstance(value, float) and not value.is_integer() and entry["dtype"] in WHOLE:
         raise Unclear(f"{value:g} is no whole number, and {what}", "inputs", name, "value")
+    for i, size in enumerate(own if isinstance(own, list) else ()):
+        if isinstance(size, bool) or not (size in WORDS or (isinstance(size, int) and size >= 0)):
+            why = f"must be a whole number or a word of the workload, not {_shown(size)}"
+            raise Unclear(f"{why}{nearest(str(size), WORDS)}", "inputs", name, "shape", i)
     if not isinstance(own, list) or shape is None:
         return
     if len(own) != len(shape):
@@ -164,6 +176,10 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     if "position" in name:
         return {"value": "positions", **({"high": entry["rows"]} if entry["rows"] else {})}
     return {"high": entry["rows"] or HIGH}
+
+
+def _shown(value: Any) -> str:
+    return kind(value) if isinstance(value, dict | list) or value is None else repr(value)
 
 
 def _words(shape: Sequence[Any]) -> str:
