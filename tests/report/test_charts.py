@@ -4,10 +4,13 @@ import re
 from types import ModuleType
 from typing import Any
 
+import polars as pl
 import pytest
 
-from llama_bench.report import charts
+from llama_bench.report import charts, tables
+from llama_bench.stats import views
 from llama_bench.stats.speedups import speedups
+from llama_bench.sweep import Model
 
 
 def drawn(world: Any) -> dict[str, charts.Chart]:
@@ -101,6 +104,27 @@ def test_two_models_of_one_size_never_share_a_line() -> None:
     assert sorted(map(sorted, families.values())) == [["h1024-a8-l2", "h512-a4-l2"], ["narrow"]]
     heads = [model(512, name="a"), {**model(512, name="b"), "num_attention_heads": 2}]
     assert sorted(charts.model_families(heads).values()) == [["a"], ["b"]]
+
+
+def test_a_model_without_a_size_has_no_line_and_comes_last(synthetic: ModuleType) -> None:
+    assert charts.model_families([{"onnx": "own.onnx"}]) == {}
+    families = charts.model_families([{"onnx": "own.onnx"}, model(512), model(1024)])
+    assert list(families.values()) == [["h512-a4-l2", "h1024-a8-l2"]]
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa", changed=5)}, sizes=(512, 2048))
+    first = world.run["cells"][0]["model"]
+    own = {"onnx": "own.onnx", "name": first}
+    models = [own if Model.model_validate(one).label == first else one for one in world.run["sweep"]["models"]]
+    cells = [{**cell, "hidden_size": None} if cell["model"] == first else cell for cell in world.run["cells"]]
+    run = {**world.run, "cells": cells, "sweep": {**world.run["sweep"], "models": models}}
+    frames = views.make(run, world.datasets())
+    rows = frames.speedups.collect()
+    assert set(rows.filter(pl.col("model") == first)["hidden_size"]) == {None}
+    titles = [table.title for table in tables.results(rows, frames.cells.collect(), run)]
+    assert [first in title for title in titles] == [False, True]
+    [forest] = charts.charts(rows, run)  # and no chart against size, for one is left that has any
+    assert forest.name == "speedups-B"
+    panels = [panel["title"]["text"].split(" · ")[0] for panel in forest.spec["vconcat"]]
+    assert panels[-1] == first
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.6, 40), (0.3, 9000), (95, 130), (0.001, 0.004)])
