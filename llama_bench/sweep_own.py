@@ -60,6 +60,17 @@ class OwnCost(Part):
     live_bytes: int = Field(ge=0)
     uncounted: str | None = None
 
+    @property
+    def unbounded(self) -> str | None:
+        """Why nothing can be said of the fastest possible run, None where something can."""
+        if self.uncounted is not None:
+            return self.uncounted
+        # a share of a part of the work would say nothing of all of it
+        part = 2 * self.least_operations < self.operations
+        return (
+            "most of the work may be done in fewer operations than are written (convolutions, attention)" * part or None
+        )
+
 
 class OwnModel(Part):
     """Somebody's own ONNX file as a model: it is taken as it is, and answers for itself at no optimisation."""

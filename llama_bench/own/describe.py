@@ -105,9 +105,10 @@ def cost(model: OwnModel, batch: int, sequence: int) -> OwnCost:
 def summary(model: OwnModel) -> str:
     """Say what the model is and what its answers are checked against, for tables and cards."""
     size = f"opset {model.opset}, weights of {model.weight_bytes / 1e6:.3g} MB"
+    why = next((cost.unbounded for cost in model.costs if cost.unbounded), None)
     return (
         f"those of {Path(model.onnx).name} ({size}); answers are checked against that file itself in ONNX Runtime on "
-        "the CPU, nothing optimised"
+        "the CPU, nothing optimised" + (f"; of its limit nothing is known: {why}" if why else "")
     )
 
 

@@ -191,7 +191,7 @@ def least_s(
 
 def _own_least_s(model: OwnModel, workload: Workload, variant: Row, rates: Rates) -> dict[By, float] | None:
     cost = model.cost(workload.batch, workload.given)
-    if cost.uncounted is not None or 2 * cost.least_operations < cost.operations:  # a part would say nothing of all
+    if cost.unbounded is not None:
         return None
     fastest = model.reduced or variant["class"] == "approximate"
     dtype = _dtype({**variant, "class": "approximate" if fastest else "exact"}, rates)

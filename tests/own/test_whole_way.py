@@ -19,12 +19,14 @@ from llama_bench.cli.common import catalogue
 from llama_bench.cluster.build import build
 from llama_bench.engines import Task, executed
 from llama_bench.errors import InputError, WorkError
+from llama_bench.model.export import export
 from llama_bench.model.reference import INPUTS, OUTPUTS
+from llama_bench.own import describe
 from llama_bench.passes import find
 from llama_bench.plan import Plan
 from llama_bench.stats.bound import Rates, least_s
 from llama_bench.store import Store
-from llama_bench.sweep import OwnModel
+from llama_bench.sweep import Model, OwnModel, Workload
 from llama_bench.sweep_file import load
 
 from .graphs import CLASSES, INNER, WIDTH, tagger
@@ -138,6 +140,25 @@ def test_every_family_that_takes_any_graph_gives_one_that_answers_within_its_bou
     assert [row["violated"] for row in rows] == [None, None]
 
 
+def test_fusions_find_their_patterns_in_somebody_elses_graph(tmp_path: Path) -> None:
+    llama = Model(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=24, vocab_size=32,
+        exporter="torchscript", opset=17, attention_mask=True,
+    )  # fmt: skip
+    export(llama, Workload(batch=2, sequence=3), tmp_path / "graphs")
+    (tmp_path / "graphs" / "model.onnx").rename(tmp_path / "graphs" / "tagger.onnx")
+    made = planned(tmp_path, "{fuse: skip_norm}, {fuse: qkv}, {fuse: swiglu}")
+    store = built(made, tmp_path)
+    own, workload = made.sweep.models[0], made.sweep.workloads["prefill"]
+    counted, known = estimate.flops(own, workload), estimate.flops(llama, workload)
+    assert known < counted < 1.01 * known  # positions times RoPE's frequencies is a product too
+    variant = store.fetch(made.cells[0].arms[1].variant)
+    assert graph.histogram(graph.load(variant / "model.onnx"))["SkipSimplifiedLayerNormalization"] == 2
+    rows = answers(made, store)
+    assert [row["violated"] for row in rows] == [None] * 3
+    assert next(row["kl"] for row in rows if row["output"] == "logits") < 1e-6
+
+
 def test_a_wrong_graph_is_outside_its_bounds_also_where_one_label_alone_differs(tmp_path: Path) -> None:
     made = planned(tmp_path)
     store = built(made, tmp_path)
@@ -207,9 +228,11 @@ def test_no_run_is_faster_than_its_products_and_an_unknown_count_bounds_nothing(
     assert quantised is not None
     assert quantised["compute"] == cost.operations / 4e6
     assert quantised["memory"] < found["memory"]
-    for changed in ({"uncounted": "an Einsum"}, {"least_operations": 0}):
+    for changed, why in (({"uncounted": "an Einsum"}, "an Einsum"), ({"least_operations": 0}, "fewer operations")):
         other = model.model_copy(update={"costs": (cost.model_copy(update=changed),)})
         assert least_s(other, workload, variant, rates) is None
+        assert why in describe.summary(other)
+    assert "limit" not in describe.summary(model)
 
 
 def test_a_file_that_changed_or_went_since_the_sweep_was_read_is_not_taken(tmp_path: Path) -> None:
