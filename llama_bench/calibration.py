@@ -154,9 +154,17 @@ def sweep(design: Design) -> Sweep:
 
 def design_of(sweep: Sweep) -> Design:
     """Return the design that `sweep` was made from; InputError when it is no calibration."""
+    from llama_bench.sweep import Model
+
     model, measure = sweep.models[0], sweep.measure
     every = _MODEL_READ.fullmatch(model.name or "")
-    if sweep.name != NAME or every is None or TARGET not in sweep.targets or measure.half_width is None:
+    if (
+        sweep.name != NAME
+        or every is None
+        or TARGET not in sweep.targets
+        or measure.half_width is None
+        or not isinstance(model, Model)
+    ):
         raise InputError(f"{sweep.name!r} is a sweep and no calibration; python -m llama_bench report shows it")
     target, first = sweep.targets[TARGET], next(iter(sweep.workloads.values()))
     slowdowns = tuple(recipe.session.slowdown for name, recipe in sweep.recipes.items() if name != BASELINE)

@@ -13,7 +13,8 @@ from typing import Any
 
 from llama_bench.model.weights import RESIDENT_BYTES, shapes, weight_bytes
 from llama_bench.plan import Artifact, Cell, Plan
-from llama_bench.sweep import Measure, Model, Pass, Workload
+from llama_bench.sweep import AnyModel, Measure, Model, OwnModel, Pass, Workload
+from llama_bench.sweep_own import model_of
 
 GPU_FLOPS_PER_S = 20e12  # a data-centre GPU of the middle, fp32: what is assumed where no GPU can be asked
 PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s on 2 cores
@@ -30,6 +31,7 @@ PROCESS_BYTES = 250e6  # Python, numpy and ONNX Runtime before any model
 GRAPH_BYTES = 30_000  # stored model.onnx without its weights: so much, and per layer
 GRAPH_LAYER_BYTES = 40_000
 BUILD_MEMORY = {
+    "own": 2.5,  # the file is read once for its check, and again by the session that answers for it
     "torchscript": 6.0,
     "dynamo": 1.5,
     "reference": 2.5,
@@ -109,17 +111,17 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
     weights: dict[str, int] = {}
     exports = passes = references = graph = reference = build_bytes = 0
     build_s = 0.0
-    models: dict[str, Model] = {}
+    models: dict[str, AnyModel] = {}
     for artifact in plan.artifacts.values():
         if artifact.kind == "export":
-            model = Model.model_validate(artifact.spec["model"])
+            model = model_of(artifact.spec["model"])
             workload = Workload.model_validate(artifact.spec["workload"])
-            size = weight_bytes(model)
+            size = model_bytes(model)
             weights[_content(artifact.spec["model"])] = size
             exports += 1
             build_s += EXPORT_S + size / BUILD_BYTES_PER_S + 2 * flops(model, workload) / flops_per_s
         elif artifact.kind == "reference":
-            model = Model.model_validate(artifact.spec["model"])
+            model = model_of(artifact.spec["model"])
             workload = Workload.model_validate(artifact.spec["workload"])
             outputs = reference_bytes(model, workload, artifact.spec["text"])
             references, reference = references + 1, reference + outputs
@@ -129,23 +131,31 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
             continue
         else:
             model = models[str(artifact.parent)]
-            size = weight_bytes(model)
+            size = model_bytes(model)
             passes += 1
             build_s += PASS_S + size / BUILD_BYTES_PER_S
         models[artifact.id] = model
-        graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * model.num_hidden_layers
+        graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * (1 if isinstance(model, OwnModel) else model.num_hidden_layers)
         build_bytes = max(build_bytes, build_memory(model, build_kind(artifact)))
     cells = tuple(_cell(cell, plan.sweep.measure, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
     return Needs(exports, passes, references, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
 
 
-def flops(model: Model, workload: Workload) -> float:
+def model_bytes(model: AnyModel) -> int:
+    """Bytes of a model's weights: of a Llama in fp32, of an ONNX file as it stores them."""
+    return model.weight_bytes if isinstance(model, OwnModel) else weight_bytes(model)
+
+
+def flops(model: AnyModel, workload: Workload) -> float:
     """Operations of one run: 2 · parameters · tokens in the matrix products, 4 · B · S² · D a layer in attention.
 
     Attention of a prefill is counted in full: an exported graph computes both halves of the causal matrix. A decode
-    step attends to its context; `generate` is its prompt and a step for each new token but the first.
+    step attends to its context; `generate` is its prompt and a step for each new token but the first. Those of an own
+    model are counted in its graph, or guessed where they cannot be (:meth:`OwnModel.floats`).
     """
     batch = workload.batch
+    if isinstance(model, OwnModel):
+        return model.floats(batch, workload.given)
     if workload.kind == "decode":
         return _flops(model, batch, 1, workload.longest, batch)
     if workload.kind == "generate":
@@ -169,8 +179,10 @@ def _flops(model: Model, batch: int, new: int, total: int, logits: int) -> float
     return float(2 * linear * batch * new + attention + head)
 
 
-def output_bytes(model: Model, workload: Workload) -> int:
-    """Bytes of a run's outputs in fp32, which are stored once a workload as torch's reference."""
+def output_bytes(model: AnyModel, workload: Workload) -> int:
+    """Bytes of a run's outputs in fp32 (an own model's as they are), stored once a workload as its reference."""
+    if isinstance(model, OwnModel):
+        return model.cost(workload.batch, workload.given).output_bytes
     if workload.kind != "prefill":
         return 8 * workload.tokens if workload.kind == "generate" else 4 * workload.batch * model.vocab_size
     positions = workload.batch if workload.outputs == "last_logits" else workload.tokens
@@ -184,18 +196,22 @@ def cache_bytes(model: Model, workload: Workload) -> int:
     return 8 * model.num_hidden_layers * workload.batch * workload.longest * model.kv_heads * model.head_size
 
 
-def scored(model: Model, workload: Workload, text: Mapping[str, Any] | None) -> int:
+def scored(model: AnyModel, workload: Workload, text: Mapping[str, Any] | None) -> int:
     """Predictions on text that every arm is scored by; 0 where its outputs predict nothing that can be compared."""
+    if isinstance(model, OwnModel):
+        return 0
     predicts = workload.outputs == "logits" or (model.cache and workload.outputs == "last_logits")
     return int(text["tokens"]) if text is not None and predicts else 0
 
 
-def reference_bytes(model: Model, workload: Workload, text: Mapping[str, Any] | None) -> int:
-    """Bytes of a reference: torch's outputs, and its logits for the text."""
+def reference_bytes(model: AnyModel, workload: Workload, text: Mapping[str, Any] | None) -> int:
+    """Bytes of a reference: torch's outputs, and its logits for the text; of an own model its inputs and outputs."""
+    if isinstance(model, OwnModel):
+        return model.cost(workload.batch, workload.given).input_bytes + output_bytes(model, workload)
     return output_bytes(model, workload) + 4 * model.vocab_size * scored(model, workload, text)
 
 
-def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
+def moved_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> float:
     """Bytes that one run must move at least between memory and processor: weights once, inputs, outputs.
 
     `weight_bytes` are those that the variant stores. The embedding is a table of which only the rows of the tokens
@@ -206,8 +222,13 @@ def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
 
     The denominator of operational intensity, bytes of memory traffic and not of loads and stores, in Williams,
     Waterman & Patterson (2009), "Roofline: An Insightful Visual Performance Model for Multicore Architectures"; the
-    least traffic that any implementation has, so that the bound holds for all.
+    least traffic that any implementation has, so that the bound holds for all. Of an own model's weights those count
+    that products read.
     """
+    if isinstance(model, OwnModel):
+        cost = model.cost(workload.batch, workload.given)
+        read = min(max(weight_bytes - (model.weight_bytes - model.product_bytes), 0), model.product_bytes)
+        return float(read + cost.input_bytes + cost.output_bytes)
     if workload.kind == "generate":
         first = workload.model_copy(update={"kind": "prefill", "sequence": workload.prompt, "prompt": None})
         steps = range(workload.given, workload.longest)
@@ -231,26 +252,31 @@ def moved_bytes(model: Model, workload: Workload, weight_bytes: int) -> float:
 def build_kind(artifact: Artifact) -> str:
     """Return the kind of build that `artifact` is: a key of BUILD_MEMORY, or another family of passes."""
     if artifact.kind == "export":
-        return str(Model.model_validate(artifact.spec["model"]).exporter)
+        model = model_of(artifact.spec["model"])
+        return "own" if isinstance(model, OwnModel) else str(model.exporter)
     if artifact.kind == "reference":
-        return "reference"
+        return "own" if isinstance(model_of(artifact.spec["model"]), OwnModel) else "reference"
     step = Pass.model_validate(artifact.spec)
     on_text = step.name in ("kv_cache", "static") or step.options.get("method") == "gptq" or "smooth" in step.options
     return "quantize on text" if step.family == "quantize" and on_text else step.family
 
 
-def build_memory(model: Model, kind: str) -> int:
+def build_memory(model: AnyModel, kind: str) -> int:
     """Return the peak memory in bytes of a build of `kind` (see :func:`build_kind`) of `model` or on it."""
-    size = weight_bytes(model)
+    size = model_bytes(model)
     held = min(size, RESIDENT_BYTES) if kind in STREAMED else size
     return int(BUILD_MEMORY_BASE + BUILD_MEMORY.get(kind, max(BUILD_MEMORY.values())) * held)
 
 
-def arm_bytes(model: Model, workload: Workload) -> int:
+def arm_bytes(model: AnyModel, workload: Workload) -> int:
     """Memory of one arm's process: weights, activations (three of the MLP, two of attention) in an arena, outputs.
 
-    Measured at hidden 2048, 2 × 1024 tokens: 2.5 GB, of which 1.7 GB are the arena.
+    Measured at hidden 2048, 2 × 1024 tokens: 2.5 GB, of which 1.7 GB are the arena. An own model's activations are
+    those of its graph that are alive at once.
     """
+    if isinstance(model, OwnModel):
+        live = model.cost(workload.batch, workload.given).live_bytes
+        return int(PROCESS_BYTES + ARENA_SLACK * live) + model.weight_bytes + output_bytes(model, workload)
     mlp = 3 * workload.batch * workload.given * model.intermediate_size
     scores = 2 * workload.batch * model.num_attention_heads * workload.given**2
     arena = ARENA_SLACK * 4 * (mlp + scores)
@@ -270,7 +296,7 @@ def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) ->
 def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
     rate = gpu_flops_per_s if cell.target.needs_gpu else flops_per_s
     run_s = flops(cell.model, cell.workload) / rate
-    pilot_s = cell_seconds(measure, len(cell.arms), run_s, weight_bytes(cell.model))
+    pilot_s = cell_seconds(measure, len(cell.arms), run_s, model_bytes(cell.model))
     # the fastest of the recipes, with baseline and control, as often again
     confirms = measure.confirm and len(cell.arms) >= CONFIRMED_ARMS
     confirm_s = pilot_s * CONFIRMED_ARMS / len(cell.arms) if confirms else 0.0
@@ -291,6 +317,8 @@ def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: flo
 
 def _content(spec: Mapping[str, Any]) -> str:
     """Return what decides the stored bytes of the weights: exporters store the same tensors transposed or not."""
+    if "onnx" in spec:
+        return str(spec["onnx_sha256"])
     return repr(
         {key: value for key, value in spec.items() if key not in ("opset", "attention_mask", "rope_theta", "cache")}
     )

@@ -13,8 +13,9 @@ from typing import Any
 
 from llama_bench.errors import InputError
 from llama_bench.model import source, tokenizer
+from llama_bench.own import describe
 from llama_bench.store import Store
-from llama_bench.sweep import Model, Recipe
+from llama_bench.sweep import AnyModel, Model, OwnModel, Recipe
 
 GRAPH, WEIGHTS, CARD, FACTS = "model.onnx", "model.onnx.data", "README.md", "llama_bench.json"
 
@@ -28,7 +29,7 @@ class Chosen:
 
     variant: str
     name: str
-    model: Model
+    model: AnyModel
     recipe: Recipe
     numbers: Sequence[tuple[str, str]] = ()
     run: str | None = None
@@ -38,22 +39,23 @@ def write(store: Store, chosen: Chosen, out: Path) -> list[Path]:
     """Write `chosen` into the new or empty folder `out`; return the files.
 
     `model.onnx` and `model.onnx.data` (one file, memory-mapped when it is loaded), `config.json` in Hugging Face's
-    words, the tokenizer's files where the source has one, the card, and the card's facts for programs. Raises
-    InputError when `out` holds something, WorkError when the store lacks the variant.
+    words, the tokenizer's files where the source has one, the card, and the card's facts for programs; of an own model
+    neither config nor tokenizer. Raises InputError when `out` holds something, WorkError when the store lacks the
+    variant.
     """
     check(out)
     out.mkdir(parents=True, exist_ok=True)
     _write_graph(store, chosen.variant, out)
-    model = _sizes(store, chosen)
-    _write_json(out / "config.json", config(model))
-    found = tokenizer.load(chosen.model)
-    if found is not None:
-        found.save(out)
+    model: AnyModel = chosen.model
+    if isinstance(model, OwnModel):
+        origin: str | None = describe.summary(model)
+    else:
+        origin, model = source.summary(model), _about_llama(store, chosen.variant, model, out)
     hashes = {path.name: _sha256(path) for path in sorted(out.iterdir())}
     facts = {
         "name": chosen.name,
         "model": chosen.model.model_dump(mode="json"),
-        "source": source.summary(chosen.model),
+        "source": origin,
         "recipe": chosen.recipe.model_dump(mode="json"),
         "variant": chosen.variant,
         "graph_sha256": store.manifest(chosen.variant)["graph_sha256"],
@@ -100,7 +102,17 @@ def config(model: Model) -> dict[str, Any]:
     }
 
 
-def card(chosen: Chosen, model: Model, facts: Mapping[str, Any]) -> str:
+def _about_llama(store: Store, variant: str, model: Model, out: Path) -> Model:
+    """Write what a Llama has besides its graph, config and tokenizer, and return its sizes."""
+    sizes = _sizes(store, variant, model)
+    _write_json(out / "config.json", config(sizes))
+    found = tokenizer.load(model)
+    if found is not None:
+        found.save(out)
+    return sizes
+
+
+def card(chosen: Chosen, model: AnyModel, facts: Mapping[str, Any]) -> str:
     """Return the card: what this is, how fast and how right, how to run it, and hashes to check it by."""
     passes = ", ".join(f"`{step.label}`" for step in chosen.recipe.passes) or "none: the export as it is"
     session = chosen.recipe.session.model_dump(exclude_defaults=True, mode="json")
@@ -112,8 +124,7 @@ def card(chosen: Chosen, model: Model, facts: Mapping[str, Any]) -> str:
         "",
         f"* Passes: {passes}",
         f"* Session options that belong to it: `{json.dumps(session)}`",
-        f"* Sizes: {model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
-        f"({model.kv_heads} for keys and values), vocabulary {model.vocab_size}",
+        _sizes_in_words(model),
         "",
         "## Measured" if chosen.numbers else "",
         "",
@@ -122,7 +133,7 @@ def card(chosen: Chosen, model: Model, facts: Mapping[str, Any]) -> str:
         ""
         if not chosen.run
         else f"\nFrom the run `{chosen.run}`; a ratio holds on the machine that it was measured on.",
-        *(["", "## Run it", "", "```python", USAGE.strip(), "```"] if model.cache else []),
+        *(["", "## Run it", "", "```python", USAGE.strip(), "```"] if isinstance(model, Model) and model.cache else []),
         "",
         "## Files",
         "",
@@ -135,6 +146,18 @@ def card(chosen: Chosen, model: Model, facts: Mapping[str, Any]) -> str:
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     return text
+
+
+def _sizes_in_words(model: AnyModel) -> str:
+    if isinstance(model, OwnModel):
+        each = (
+            f"`{name}` {given.dtype} [{', '.join(map(str, given.shape or ()))}]" for name, given in model.inputs.items()
+        )
+        return f"* Inputs: {', '.join(each)}"
+    return (
+        f"* Sizes: {model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
+        f"({model.kv_heads} for keys and values), vocabulary {model.vocab_size}"
+    )
 
 
 USAGE = """
@@ -179,15 +202,15 @@ def _write_graph(store: Store, variant: str, out: Path) -> None:
     shutil.copymode(out / GRAPH, out / WEIGHTS)
 
 
-def _sizes(store: Store, chosen: Chosen) -> Model:
+def _sizes(store: Store, variant: str, model: Model) -> Model:
     """Return the sizes of what is written: pruning leaves them beside the graph, or beside one that it stands on."""
-    step: str | None = chosen.variant
+    step: str | None = variant
     while step is not None:
         changed = store.fetch(step) / "model.json"
         if changed.is_file():
             return Model.model_validate_json(changed.read_text(encoding="utf-8"))
         step = store.manifest(step)["parent"]
-    return chosen.model
+    return model
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llama_bench.sweep import CONTROL as CONTROL
-from llama_bench.sweep import Model, Recipe, Sweep, Target, Workload
+from llama_bench.sweep import AnyModel, OwnModel, Recipe, Sweep, Target, Workload
+from llama_bench.sweep_own import DERIVED
+
+TORCH, ITSELF = "torch in fp32", "the file itself, not optimised"
+"""What the arms of a cell are checked against, in words: of a Llama, and of an own model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,11 @@ class Cell:
     """model × workload × target; its arms are compared only inside it.
 
     `id` hashes what is timed and how; the model's name is not part of it. `reference` is the id of the artifact that
-    keeps the inputs, torch's outputs for them, and the text to score with torch's logits.
+    keeps the inputs, torch's outputs for them (of an own model, the file's), and the text to score with torch's logits.
     """
 
     id: str
-    model: Model
+    model: AnyModel
     workload_name: str
     workload: Workload
     target_name: str
@@ -68,7 +72,8 @@ class Cell:
         return {
             "id": self.id,
             "model": self.model.label,
-            "hidden_size": self.model.hidden_size,
+            "reference": ITSELF if isinstance(self.model, OwnModel) else TORCH,
+            "hidden_size": None if isinstance(self.model, OwnModel) else self.model.hidden_size,
             "workload": self.workload_name,
             "target": self.target_name,
             "tokens": self.workload.tokens,
@@ -93,7 +98,7 @@ class Plan:
 class _Measured:
     """What the cells of one model and workload share on every target."""
 
-    model: Model
+    model: AnyModel
     workload_name: str
     reference: str
     arms: tuple[Arm, ...]
@@ -161,17 +166,20 @@ class _Planner:
         self.recipes = {name: _recipe(recipe) for name, recipe in sweep.recipes.items()}
         self.children: dict[tuple[str, str], str] = {}  # (parent, pass as it is written) → id
 
-    def measured(self, model: Model) -> list[_Measured]:
+    def measured(self, model: AnyModel) -> list[_Measured]:
         """Plan the artifacts of `model`, and what is measured with each workload."""
-        spec = _written(model.model_dump(exclude={"name"}))
+        spec = (_own_written if isinstance(model, OwnModel) else _written)(model.model_dump(exclude={"name"}))
         return [self._measured(model, spec, workload_name) for workload_name in self.sweep.workloads]
 
-    def _measured(self, model: Model, spec: _Written, workload_name: str) -> _Measured:
+    def _measured(self, model: AnyModel, spec: _Written, workload_name: str) -> _Measured:
         label, workload = model.label, self.workloads[workload_name]
-        what, exported = self.graphs[workload_name, model.cache]
-        export = self._root("export", f"export {label} {what}", model=spec, workload=exported)
+        if isinstance(model, OwnModel):
+            what, exported, text, stage = "as it is", _written(ANY.model_dump()), _written(None), "own "
+        else:
+            (what, exported), text, stage = self.graphs[workload_name, model.cache], self.text, ""
+        export = self._root("export", f"export {label} {what}", stage, model=spec, workload=exported)
         reference = self._root(
-            "reference", f"reference {label} {workload_name}", model=spec, workload=workload, text=self.text
+            "reference", f"reference {label} {workload_name}", stage, model=spec, workload=workload, text=text
         )
         where = f"{label}/{workload_name}"
         arms = [
@@ -189,9 +197,9 @@ class _Planner:
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
         return _Measured(model, workload_name, reference, (*arms, control), _hash(_array(_object(identity))))
 
-    def _root(self, kind: Literal["export", "reference"], label: str, **parts: _Written) -> str:
+    def _root(self, kind: Literal["export", "reference"], label: str, stage: str, **parts: _Written) -> str:
         written = _object({key: part.json for key, part in parts.items()})
-        name = _hash(_array(f'"{kind}"', written, self.versions.get(kind, '""')))
+        name = _hash(_array(f'"{kind}"', written, self.versions.get(stage + kind, '""')))
         if name not in self.artifacts:
             self.artifacts[name] = Artifact(name, kind, None, {key: part.spec for key, part in parts.items()}, label)
         return name
@@ -229,6 +237,10 @@ def _recipe(recipe: Recipe) -> _Recipe:
     return _Recipe(digest(spec), tuple([_Step(step.label, step.family, *_written(said)) for step, said in steps]))
 
 
+ANY = Workload(kind="prefill", sequence=1)
+"""What stands for all workloads where a graph serves them all."""
+
+
 def _graph(workload: Workload, cache: bool) -> tuple[str, _Written]:
     """Return what an export for `workload` is called, and its workload; with a cache it serves any kind and length."""
     if cache:
@@ -255,6 +267,14 @@ PLACES = ("source", "file")
 
 def _written(spec: Any) -> _Written:
     return _Written(spec, _json(_without_places(spec) if isinstance(spec, dict) else spec))
+
+
+def _own_written(spec: dict[str, Any]) -> _Written:
+    """Return an own model as it is written: its hash stands for the file and for all that follows from it.
+
+    Its inputs may have any names, those of PLACES too.
+    """
+    return _Written(spec, _json({key: value for key, value in spec.items() if key not in ("onnx", *DERIVED)}))
 
 
 def _without_places(spec: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 
 from llama_bench.errors import nearest
 from llama_bench.sweep_model import Model, RopeScaling
+from llama_bench.sweep_own import AnyModel, OwnInput, OwnModel
 from llama_bench.sweep_part import Flag, Name, Part, Positive, Seed, refuse
 from llama_bench.sweep_recipe import Pass, Recipe, Session
 
 __all__ = [
-    "CONTROL", "KEYS", "STORE_FOLDERS", "AccuracyBounds", "Kind", "Measure", "Model", "Pass", "Recipe", "RopeScaling",
-    "Session", "Sweep", "Target", "Text", "Workload",
+    "CONTROL", "KEYS", "STORE_FOLDERS", "AccuracyBounds", "AnyModel", "Kind", "Measure", "Model", "OwnInput",
+    "OwnModel", "Pass", "Recipe", "RopeScaling", "Session", "Sweep", "Target", "Text", "Workload",
 ]  # fmt: skip
 
 CONTROL = "control"
@@ -148,7 +149,7 @@ class Sweep(Part):
     """A whole sweep file after includes and defaults: every model spelled out."""
 
     name: Name = Field(description="Names the folder of its results in the store.")
-    models: tuple[Model, ...] = Field(min_length=1, description="Models, by their sizes.")
+    models: tuple[AnyModel, ...] = Field(min_length=1, description="Llamas by their sizes, or ONNX files.")
     recipes: dict[Name, Recipe] = Field(min_length=1, description="What is tried, by name; each an arm of every cell.")
     workloads: dict[Name, Workload] = Field(min_length=1, description="What is run, by name.")
     targets: dict[Name, Target] = Field(min_length=1, description="Hardware configurations, by name.")
@@ -172,27 +173,35 @@ class Sweep(Part):
 
     def _models_differ(self) -> None:
         labels: dict[str, int] = {}
-        specs: dict[Model, int] = {}
+        specs: dict[str, int] = {}
         for i, model in enumerate(self.models):
             first = labels.setdefault(model.label, i)
             if first != i:
                 why = f"the models {first} and {i} (counted from 0) are both called {model.label!r}; give one a name"
                 raise refuse(why, "models", i)
-            first = specs.setdefault(model.model_copy(update={"name": None}), i)
+            first = specs.setdefault(model.model_dump_json(exclude={"name"}), i)
             if first != i:
                 why = f"the models {self.models[first].label!r} and {model.label!r} differ in nothing but their names"
                 raise refuse(why, "models", i)
 
     def _workloads_fit_models(self) -> None:
-        shortest = min(self.models, key=lambda model: model.max_position_embeddings)
-        heads = {model.head: model for model in reversed(self.models)}  # the first model of each kind is named
+        own = next((model for model in self.models if isinstance(model, OwnModel)), None)
+        llamas = [model for model in self.models if isinstance(model, Model)]
+        for name, workload in self.workloads.items():
+            if own is not None and workload.kind != "prefill":
+                why = f"{workload.kind} goes through a KV cache step by step, and model {own.label} is an ONNX file"
+                raise refuse(f"{why} that is run once: kind: prefill", "workloads", name, "kind")
+        if not llamas:
+            return
+        shortest = min(llamas, key=lambda model: model.max_position_embeddings)
+        heads = {model.head: model for model in reversed(llamas)}  # the first model of each kind is named
         for name, workload in self.workloads.items():
             if workload.longest > shortest.max_position_embeddings:
                 what, key = f"{workload.kind} of {workload.longest} tokens", KEYS[workload.kind][-1]
                 what = f"sequence {workload.longest}" if key == "sequence" else what
                 why = f"{what} is longer than max_position_embeddings {shortest.max_position_embeddings}"
                 raise refuse(f"{why} of model {shortest.label}", "workloads", name, key)
-            uncached = next((model for model in self.models if not model.cache), None)
+            uncached = next((model for model in llamas if not model.cache), None)
             if workload.kind != "prefill" and uncached is not None:
                 why = f"{workload.kind} needs models with cache: true, and model {uncached.label} has none"
                 raise refuse(why, "workloads", name, "kind")

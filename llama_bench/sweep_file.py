@@ -14,8 +14,11 @@ from pydantic import BaseModel, ValidationError
 from llama_bench.errors import InputError, nearest
 from llama_bench.sweep import (
     AccuracyBounds,
+    AnyModel,
     Measure,
     Model,
+    OwnInput,
+    OwnModel,
     Recipe,
     RopeScaling,
     Session,
@@ -24,6 +27,7 @@ from llama_bench.sweep import (
     Text,
     Workload,
 )
+from llama_bench.sweep_own import NEEDS_LLAMA, TAGS
 from llama_bench.sweep_schema import PARTS, Catalogue, json_schema
 from llama_bench.sweep_tree import grids_unrolled, models_spelled_out, text_found, want
 from llama_bench.yaml_lines import Tree, kind, merge, read
@@ -36,14 +40,14 @@ def load(path: Path, catalogue: Catalogue) -> Sweep:
 
     Raises :class:`InputError`, one line of file, line, key and the nearest valid word, for the first thing wrong.
     """
-    tree = models_spelled_out(_with_includes(path, ()), catalogue.describe)
+    tree = models_spelled_out(_with_includes(path, ()), catalogue.describe, catalogue.describe_own)
     tree = text_found(grids_unrolled(tree))
     try:
         sweep = Sweep.model_validate(tree.plain())
     except ValidationError as error:
         _raise_first(error, tree)
     _check_words(sweep, tree, catalogue)
-    return sweep
+    return _with_costs(sweep, tree, catalogue)
 
 
 # ── includes and defaults ────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +140,7 @@ def _raise_first(error: ValidationError, tree: Tree) -> NoReturn:
     problems = error.errors(include_url=False)
     first = min(problems, key=lambda p: (p["type"] in _LATE, p["type"] != "extra_forbidden"))
     context: _Context = first.get("ctx", {})
-    loc = (*first["loc"], *context.get("at", ()))
+    loc = _keys(*first["loc"], *context.get("at", ()))
     if first["type"] in ("extra_forbidden", "missing"):
         *parents, key = loc
         if first["type"] == "missing":
@@ -153,11 +157,18 @@ def _raise_first(error: ValidationError, tree: Tree) -> NoReturn:
     raise where.error(words(first["input"], context) if words else first["msg"], path=path)
 
 
+def _keys(*loc: str | int) -> tuple[str | int, ...]:
+    """Return the keys of a place in the file: pydantic says there which kind of model it looked at, too."""
+    return (*loc[:2], *loc[3:]) if len(loc) > 2 and loc[0] == "models" and loc[2] in TAGS else loc
+
+
 def _keys_at(parents: Iterable[str | int]) -> list[str]:
     """Return the keys that are valid below `parents`."""
     words = list(parents)
     part: type[BaseModel]
     match words:
+        case ["models", _, "inputs", _]:
+            part = OwnInput
         case ["models", _, "rope_scaling"]:
             part = RopeScaling
         case ["models", *_]:
@@ -194,7 +205,13 @@ def _shown(value: Any) -> str:
 
 def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
     """Refuse what the catalogue lacks, or has with a reason not to use it: passes, engines, providers, options."""
+    own = next((model for model in sweep.models if isinstance(model, OwnModel)), None)
+    if own is not None and all(isinstance(model, OwnModel) for model in sweep.models):
+        _refuse_text(tree, own)
     for name, recipe in sweep.recipes.items():
+        if own is not None and recipe.engine in catalogue.networks:
+            words = f"engine {recipe.engine!r} does not fit model {own.label}: {NEEDS_LLAMA}"
+            raise tree.find(["recipes", name, "engine"]).error(words)
         for model in sweep.models:
             if found := catalogue.misfit(recipe.passes, model):
                 raise tree.find(["recipes", name, "passes", found[0]]).error(found[1])
@@ -209,6 +226,28 @@ def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
         for target in sweep.targets.values():
             if why := catalogue.unfit(recipe, target):
                 raise tree.find(["recipes", name, "session"]).error(why)
+
+
+def _refuse_text(tree: Tree, own: OwnModel) -> None:
+    """Refuse a text that a sweep asks for and whose models are all ONNX files: nobody knows what their tokens are."""
+    text, rest = tree.follow(["measure", "text"])
+    if not rest and text.value is not None:
+        raise text.error(f"no text can be scored: {NEEDS_LLAMA} ({own.label})")
+
+
+def _with_costs(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> Sweep:
+    """Return `sweep` with what a run of each own model takes with each workload; refuse sizes that do not fit it."""
+    sizes = dict.fromkeys((workload.batch, workload.given) for workload in sweep.workloads.values())
+    models: list[AnyModel] = []
+    for i, model in enumerate(sweep.models):
+        if isinstance(model, OwnModel) and catalogue.cost_own is not None:
+            try:
+                costs = tuple(catalogue.cost_own(model, *size) for size in sizes)
+            except InputError as error:
+                raise tree.find(["models", i]).error(str(error)) from None
+            model = model.model_copy(update={"costs": costs})
+        models.append(model)
+    return sweep.model_copy(update={"models": tuple(models)})
 
 
 # ── a part of a sweep ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_bench.sweep import Model, Pass, Recipe, Sweep, Target
-from llama_bench.sweep_tree import GRID, Describe
+from llama_bench.sweep import AnyModel, OwnModel, Pass, Recipe, Sweep, Target
+from llama_bench.sweep_own import DERIVED, OwnCost
+from llama_bench.sweep_tree import GRID, Describe, DescribeOwn
 
 PARTS = ("models", "recipes", "workloads", "targets", "measure")
 """The keys of a sweep that an include may bring; `name` is each file's own."""
@@ -20,16 +21,21 @@ class Catalogue:
     `passes` maps a family to its passes: name → None, or the reason why it is refused; `options` a family to the keys
     of all its passes' options and their schemas. `misfit` says which of a recipe's passes cannot be applied to a
     model, and why; `unfit` why a recipe's session options are not for its engine on a target; both None where all is
-    well. `describe` says what a checkpoint is; without it no model may have a source.
+    well. `describe` says what a checkpoint is; without it no model may have a source. `describe_own` and `cost_own` say
+    what an ONNX file is, and what a run of it at a batch and a sequence takes; `networks` are the engines that run a
+    Llama built anew and no graph.
     """
 
     passes: Mapping[str, Mapping[str, str | None]]
     providers: tuple[str, ...]
     engines: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    misfit: Callable[[Sequence[Pass], Model], tuple[int, str] | None] = lambda steps, model: None
+    misfit: Callable[[Sequence[Pass], AnyModel], tuple[int, str] | None] = lambda steps, model: None
     unfit: Callable[[Recipe, Target], str | None] = lambda recipe, target: None
     describe: Describe | None = None
+    describe_own: DescribeOwn | None = None
+    cost_own: Callable[[OwnModel, int, int], OwnCost] | None = None
+    networks: tuple[str, ...] = ()
 
 
 def json_schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
@@ -42,6 +48,9 @@ def json_schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
     definitions: dict[str, Any] = schema["$defs"]
     keys: dict[str, Any] = schema["properties"]
     required = {name: definitions[name].pop("required", []) for name in ("Model", "Workload", "Target")}
+    for key in DERIVED:
+        del definitions["OwnModel"]["properties"][key]
+    del definitions["OwnCost"]
     for key in GRID:
         definitions["Workload"]["properties"][key] = _one_or_more(definitions["Workload"]["properties"][key])
     definitions["Pass"] = _pass_schema(definitions["Pass"]["description"], catalogue)
@@ -102,13 +111,14 @@ def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _models_schema(description: str) -> dict[str, Any]:
     model = {"$ref": "#/$defs/Model"}
+    either = {"if": {"required": ["onnx"]}, "then": {"$ref": "#/$defs/OwnModel"}, "else": model}
     return {
         "type": "object",
         "description": description,
         "additionalProperties": False,
         "properties": {
             "defaults": {**model, "description": "Keys that every model has unless its size says otherwise."},
-            "sizes": {"type": "array", "minItems": 1, "items": model, "description": "One entry a model."},
+            "sizes": {"type": "array", "minItems": 1, "items": either, "description": "One entry a model."},
         },
     }
 

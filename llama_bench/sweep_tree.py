@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llama_bench.errors import InputError, LlamaBenchError, nearest
+from llama_bench.sweep_model import Model
+from llama_bench.sweep_own import DERIVED, OWN_KEYS
 from llama_bench.yaml_lines import Tree, kind
 
 
@@ -39,6 +41,9 @@ class Described:
 Describe: TypeAlias = Callable[[str, Path], Described]
 """A model's `source`, and the folder that relative paths start from → what lies there."""
 
+DescribeOwn: TypeAlias = Callable[[str, Path, Mapping[str, Any]], Mapping[str, Any]]
+"""A model's `onnx`, the folder that relative paths start from, its `inputs` → the keys of `OwnModel` that follow."""
+
 ARCHITECTURE = (
     "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "intermediate_size",
     "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias",
@@ -55,8 +60,11 @@ MOST = 10_000  # workloads of one grid; five lists of some hundred numbers would
 # ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def models_spelled_out(tree: Tree, describe: Describe | None) -> Tree:
-    """Replace `models: {defaults, sizes}` by a list of whole models; those with a `source` get its sizes."""
+def models_spelled_out(tree: Tree, describe: Describe | None, describe_own: DescribeOwn | None = None) -> Tree:
+    """Replace `models: {defaults, sizes}` by a list of whole models; those with a `source` get its sizes.
+
+    Those with an `onnx` get what their file says of itself.
+    """
     models = tree.value.get("models")
     if models is None:
         return tree
@@ -77,7 +85,10 @@ def models_spelled_out(tree: Tree, describe: Describe | None) -> Tree:
         common = defaults.value
     for size in sizes.value:
         want(size, dict, "a mapping of model keys")
-    whole = [Tree(_model(common, size.value, describe), size.file, size.line, size.path) for size in sizes.value]
+    whole = []
+    for size in sizes.value:
+        keys = _own(common, size, describe_own) if "onnx" in size.value else _model(common, size.value, describe)
+        whole.append(Tree(keys, size.file, size.line, size.path))
     return _with(tree, "models", Tree(whole, sizes.file, sizes.line, sizes.path))
 
 
@@ -104,6 +115,38 @@ def _model(common: Mapping[str, Tree], own: Mapping[str, Tree], describe: Descri
     return {**kept, **{key: _planted(value, source) for key, value in filled.items()}}
 
 
+def _own(common: Mapping[str, Tree], size: Tree, describe: DescribeOwn | None) -> dict[str, Tree]:
+    """Return all keys of a model that is an ONNX file; of those common to all models it has `seed`."""
+    own, onnx = size.value, size.value["onnx"]
+    for key, value in own.items():
+        if key in (*Model.model_fields, *DERIVED) and key not in OWN_KEYS:
+            raise value.error(f"{key} is not for a model with onnx, which is what its file says")
+        if key not in OWN_KEYS:
+            raise value.error(f"unknown key {key!r}{nearest(key, OWN_KEYS)}", path=size.path)
+    if not isinstance(onnx.value, str) or not onnx.value:
+        raise onnx.error(f"must be a text, the name of an ONNX file, not {kind(onnx.value)}")
+    if describe is None:
+        raise onnx.error("an ONNX file cannot be read here")
+    inputs = own.get("inputs")
+    for part in [] if inputs is None else [inputs, *(inputs.value.values() if isinstance(inputs.value, dict) else ())]:
+        want(part, dict, "a mapping")
+    try:
+        found = describe(onnx.value, onnx.file.parent, inputs.plain() if inputs else {})
+    except LlamaBenchError as error:
+        at = getattr(error, "at", ())
+        raise (size.find(at) if at else onnx).error(str(error)) from None
+    given = own.get("onnx_sha256")
+    if given is not None and given.value != found["onnx_sha256"]:
+        raise given.error(f"{_shown(given.plain())} here, but {onnx.value} has {found['onnx_sha256']}")
+    kept = {key: value for key, value in {**common, **own}.items() if key in OWN_KEYS}
+    filled = {"name": safe_name(Path(found["onnx"]).stem), **found}
+    made = {key: _planted(value, onnx) for key, value in filled.items() if key != "name" or "name" not in own}
+    for name, part in inputs.value.items() if inputs else ():  # what was written keeps its line
+        whole = {**made["inputs"].value[name].value, **part.value}
+        made["inputs"].value[name] = Tree(whole, part.file, part.line, part.path)
+    return {**kept, **made}
+
+
 def _agree(given: Any, has: Any) -> bool:
     """Say whether the value in the sweep file is the checkpoint's; a number may be rounded as fp32 rounds it."""
     if isinstance(given, dict) and isinstance(has, Mapping):
@@ -120,6 +163,8 @@ def _planted(value: Any, at: Tree) -> Tree:
     """Return `value` as a tree that stands where `at` does."""
     if isinstance(value, Mapping):
         value = {key: _planted(child, at) for key, child in value.items()}
+    elif isinstance(value, list):
+        value = [_planted(child, at) for child in value]
     return Tree(value, at.file, at.line, at.path)
 
 

@@ -21,7 +21,7 @@ SHAPING = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxoptimizer", "gguf", "t
 ENGINE = ("onnxruntime-gpu", "onnxruntime")
 
 MEASURING = (
-    "model", "passes", "engines", "bench", "graph",
+    "model", "own", "passes", "engines", "bench", "graph",
     "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.deadline", "cluster.examine",
     "cluster.job", "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows", "cluster.texts",
 )  # fmt: skip
@@ -36,6 +36,8 @@ _WEIGHTS = (
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "export": ((*_NETWORK, *_WEIGHTS), ("torch", "onnx", "onnxscript", "gguf")),
     "reference": (("model",), ("torch", "gguf", "tokenizers")),
+    "own export": (("own", "graph", "external_data"), ("onnx",)),
+    "own reference": (("own", "model.inputs", "model.weights"), ("onnxruntime", "numpy")),
     "prune": (("passes.prune", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
     "distill": (
         ("passes.distill", "passes.prune", "passes.checkpoint", "model"),

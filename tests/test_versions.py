@@ -72,4 +72,4 @@ def test_the_measuring_fingerprint_covers_parts_that_exist_and_no_reports() -> N
 def test_every_family_of_passes_has_a_build_stage_whose_versions_are_known() -> None:
     from llama_bench.passes import PASSES
 
-    assert set(versions.STAGES) == {"export", "reference", *PASSES}
+    assert set(versions.STAGES) == {"export", "reference", "own export", "own reference", *PASSES}

@@ -127,10 +127,10 @@ def compare(
     rows = []
     for name, expected in sorted(reference.items()):
         actual = outputs.get(name)
-        if kind == "exact" or not (name == TOKENS or name.startswith(CACHE)):
-            rows.append(_row(name, kind, *_judge(name, actual, expected, bounds), bounds))
+        if kind == "exact" or not (_are_tokens(name, expected) or name.startswith(CACHE)):
+            rows.append(_row(name, kind, *_judge(name, actual, expected, bounds, kind), bounds))
         elif actual is not None and _comparable(name, actual, expected):
-            rows.append(_row(name, kind, _judge(name, actual, expected, bounds)[0], None, None))
+            rows.append(_row(name, kind, _judge(name, actual, expected, bounds, kind)[0], None, None))
     return rows
 
 
@@ -190,12 +190,17 @@ def _row(name: str, kind: Kind, found: Accuracy, violated: str | None, bounds: B
     }
 
 
+def _are_tokens(name: str, expected: Array) -> bool:
+    """Whether an output is a generated text: of somebody's own model one of this name may be anything."""
+    return name == TOKENS and expected.dtype.kind in "iu"
+
+
 def _comparable(name: str, actual: Array, expected: Array) -> bool:
     """Whether two outputs are numbers of one kind: the codes of a quantised cache are none."""
-    return actual.shape == expected.shape and (name == TOKENS or actual.dtype.kind not in "iub")
+    return actual.shape == expected.shape and (_are_tokens(name, expected) or actual.dtype.kind not in "iub")
 
 
-def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds) -> tuple[Accuracy, str | None]:
+def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds, kind: Kind) -> tuple[Accuracy, str | None]:
     """Return what was found, and the sentence about what is wrong with it."""
     nan, infinite = nonfinite(expected)
     if nan or infinite:
@@ -206,9 +211,11 @@ def _judge(name: str, actual: Array | None, expected: Array, bounds: Bounds) -> 
     if actual.shape != expected.shape:
         shapes = f"its shape is {list(actual.shape)}, the reference's is {list(expected.shape)}"
         return Accuracy(max_abs=math.inf, max_rel=math.inf), shapes
-    if name == TOKENS:
+    if _are_tokens(name, expected):
         return _judge_tokens(actual, expected, bounds)
-    found = measure(actual, expected, distribution=name == LOGITS)
+    if expected.dtype.kind in "iub":
+        return _judge_whole(actual, expected, bounds, kind)
+    found = measure(actual, expected, distribution=name == LOGITS and expected.ndim > 0)
     if found.nonfinite:
         return found, f"{found.nan} of {actual.size} values are NaN, {found.infinite} infinite"
     return found, violations(found, bounds, LIMITS)
@@ -223,6 +230,20 @@ def _judge_tokens(actual: Array, expected: Array, bounds: Bounds) -> tuple[Accur
     sequence, position = differ[0].tolist()
     where = f"the first at position {position} of sequence {sequence}"
     return found, f"{len(differ)} of {expected.size} tokens are not torch's, {where}"
+
+
+def _judge_whole(actual: Array, expected: Array, bounds: Bounds, kind: Kind) -> tuple[Accuracy, str | None]:
+    """Whole numbers and truth values are the same or not: `top1` is the share that is.
+
+    Of an exact rewrite all must be; of an approximation as many as the bound on top-1 agreement says, since such
+    outputs are choices (a class, a token, a place).
+    """
+    differ = np.argwhere(actual != expected)
+    found = Accuracy(top1=1 - len(differ) / expected.size if expected.size else None)
+    if kind == "approximate" or not len(differ):
+        return found, violations(found, bounds, LIMITS)
+    where = f"the first at {differ[0].tolist()}"
+    return found, f"{len(differ)} of {expected.size} whole numbers are not the reference's, {where}"
 
 
 def violations(found: Any, bounds: Bounds, limits: Limits) -> str | None:

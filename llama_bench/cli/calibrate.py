@@ -155,11 +155,10 @@ def seconds(design: Design) -> tuple[float, float]:
     depends on the machine. Only slowed cells are given more restarts than the pilot's.
     """
     from llama_bench import calibration
-    from llama_bench.estimate import cell_seconds
-    from llama_bench.model.weights import weight_bytes
+    from llama_bench.estimate import cell_seconds, model_bytes
 
     sweep = calibration.sweep(design)
-    size = weight_bytes(sweep.models[0])
+    size = model_bytes(sweep.models[0])
     pilot_s = most_s = 0.0
     for number in range(1, design.cells + 1):
         arms = calibration.arms(design, number)

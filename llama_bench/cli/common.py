@@ -196,6 +196,7 @@ def catalogue() -> Catalogue:
     from llama_bench import engines
     from llama_bench.engines import ENGINES, PROVIDERS
     from llama_bench.model import source
+    from llama_bench.own import describe as own
     from llama_bench.passes import PASSES, misfit
     from llama_bench.sweep_file import Catalogue
 
@@ -214,6 +215,9 @@ def catalogue() -> Catalogue:
         misfit=misfit,
         unfit=unfit,
         describe=source.describe,
+        describe_own=own.describe,
+        cost_own=own.cost,
+        networks=tuple(name for name, info in ENGINES.items() if not info.graph),
     )
 
 
@@ -248,6 +252,8 @@ def read_model(words: str) -> Model:
         if label and label not in models:
             raise InputError(f"--model {words}: no such model in {file}{nearest(label, models)}")
         found = models[label] if label else next(iter(models.values()))
+        if not isinstance(found, Model):
+            raise InputError(f"--model {words}: the search knows recipes for Llamas; {found.label} is an ONNX file")
         cached = {"cache": True, "head": "lm", "exporter": "dynamo", "opset": max(18, found.opset)}
         plain = {"attention_mask": False, "flatten_tokens": False}
         return Model.model_validate(found.model_dump() | cached | plain)

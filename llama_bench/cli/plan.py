@@ -94,7 +94,7 @@ def _print(planned: Plan, needs: Needs, built: set[str], free: int | None, memor
         "",
         f"artifacts  {needs.exports} exports, {needs.passes} passes, {needs.references} references, "
         f"{len(built)} of them built already",
-        f"disk       {size(needs.disk_bytes)}{room}: weights {size(needs.weight_bytes)} once, torch's outputs "
+        f"disk       {size(needs.disk_bytes)}{room}: weights {size(needs.weight_bytes)} once, reference outputs "
         f"{size(needs.reference_bytes)}, graphs {size(needs.graph_bytes)}",
         f"build      about {duration(needs.build_s)} one after another; the largest step takes about "
         f"{size(needs.build_bytes)} of memory",

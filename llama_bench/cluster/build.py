@@ -13,7 +13,8 @@ from llama_bench import node_cache
 from llama_bench.bench.proc import peak_bytes
 from llama_bench.plan import Artifact
 from llama_bench.store import Store
-from llama_bench.sweep import Model, Pass, Text, Workload
+from llama_bench.sweep import AnyModel, OwnModel, Pass, Text, Workload
+from llama_bench.sweep_own import model_of
 
 
 def build(artifact: Artifact, store: Store) -> dict[str, Any]:
@@ -33,15 +34,21 @@ def build(artifact: Artifact, store: Store) -> dict[str, Any]:
 
 def _export(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
     from llama_bench.model.export import export
+    from llama_bench.own.take import take
 
-    return {"export": export(*_model_and_workload(artifact.spec), folder)}
+    model, workload = _model_and_workload(artifact.spec)
+    return {"export": take(model, folder) if isinstance(model, OwnModel) else export(model, workload, folder)}
 
 
 def _reference(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
     from llama_bench.model.reference import make
+    from llama_bench.own import reference
 
+    model, workload = _model_and_workload(artifact.spec)
+    if isinstance(model, OwnModel):
+        return {"reference": reference.make(model, workload, folder)}
     text = artifact.spec["text"] and Text.model_validate(artifact.spec["text"])
-    return {"reference": make(*_model_and_workload(artifact.spec), text, folder)}
+    return {"reference": make(model, workload, text, folder)}
 
 
 def _pass(artifact: Artifact, store: Store, folder: Path) -> dict[str, Any]:
@@ -63,8 +70,8 @@ _MAKE: dict[str, Callable[[Artifact, Store, Path], dict[str, Any]]] = {
 }
 
 
-def _model_and_workload(spec: Mapping[str, Any]) -> tuple[Model, Workload]:
-    return Model.model_validate(spec["model"]), Workload.model_validate(spec["workload"])
+def _model_and_workload(spec: Mapping[str, Any]) -> tuple[AnyModel, Workload]:
+    return model_of(spec["model"]), Workload.model_validate(spec["workload"])
 
 
 def _state(artifact: Artifact, store: Store) -> Path:

@@ -19,7 +19,7 @@ from llama_bench.cluster.fleet import BRING_S, Fleet
 from llama_bench.estimate import build_kind, build_memory
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
-from llama_bench.sweep import Model
+from llama_bench.sweep_own import model_of
 
 POLL_S = 1.0
 """How often it is looked whether another driver has built what this one needs."""
@@ -264,5 +264,4 @@ def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     export = artifact
     while export.parent is not None:
         export = plan.artifacts[export.parent]
-    model = Model.model_validate(export.spec["model"])
-    return build_memory(model, build_kind(artifact))
+    return build_memory(model_of(export.spec["model"]), build_kind(artifact))

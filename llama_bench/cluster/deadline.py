@@ -8,8 +8,7 @@ from llama_bench import results
 from llama_bench.bench import machine
 from llama_bench.cluster.job import Job
 from llama_bench.cluster.launch import DEADLINE_S
-from llama_bench.estimate import LOAD_BYTES_PER_S, flops, moved_bytes, scored
-from llama_bench.model.weights import weight_bytes
+from llama_bench.estimate import LOAD_BYTES_PER_S, flops, model_bytes, moved_bytes, scored
 from llama_bench.store import Store
 
 LEAST_S = 120.0  # imports, a compiler, and a machine that does something else for a while
@@ -33,7 +32,7 @@ def deadline_s(job: Job, store: Store) -> float:
     }
     if not all(most.values()):
         return DEADLINE_S
-    size = weight_bytes(cell.model)
+    size = model_bytes(cell.model)
     run_s = flops(cell.model, cell.workload) / float(most["matmul"])  # type: ignore[arg-type]
     run_s += moved_bytes(cell.model, cell.workload, size) / float(most["read"])  # type: ignore[arg-type]
     text = None if job.measure.text is None else job.measure.text.model_dump()

@@ -26,13 +26,13 @@ from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
 from llama_bench.cluster.metrics import Metrics, counted
 from llama_bench.errors import WorkError
-from llama_bench.estimate import reference_bytes
-from llama_bench.model.weights import weight_bytes
+from llama_bench.estimate import model_bytes, reference_bytes
 from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
-from llama_bench.sweep import Model, Sweep, Workload
+from llama_bench.sweep import Sweep, Workload
 from llama_bench.sweep_file import select
+from llama_bench.sweep_own import model_of
 
 STORE_S = 300.0
 """How long the driver waits for a store that does not answer or has no room; what was measured by then is on disk."""
@@ -190,10 +190,10 @@ class _Driver:
         for artifact in missing:
             if artifact.kind == "pass":
                 continue
-            model = Model.model_validate(artifact.spec["model"])
+            model = model_of(artifact.spec["model"])
             workload = Workload.model_validate(artifact.spec["workload"])
             text = artifact.spec.get("text")
-            needed += weight_bytes(model) if artifact.kind == "export" else reference_bytes(model, workload, text)
+            needed += model_bytes(model) if artifact.kind == "export" else reference_bytes(model, workload, text)
         room = self.store.free_bytes()
         if room is not None and room < needed:
             raise WorkError(

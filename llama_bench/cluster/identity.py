@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llama_bench import results
-from llama_bench.model.source import summary
+from llama_bench.model import source
+from llama_bench.own import describe
 from llama_bench.plan import Plan, digest
 from llama_bench.store import Store
+from llama_bench.sweep import AnyModel, OwnModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def find_or_start(
         "machines": list(facts.values()),
         "unserved": dict(unserved),
         "artifacts": list(plan.artifacts),
-        "cells": [{**cell.entry, "source": summary(cell.model)} for cell in plan.cells],
+        "cells": [{**cell.entry, "source": _summary(cell.model)} for cell in plan.cells],
     }
     run = f"{name}/{now:%Y%m%d-%H%M%S}-{identity.fingerprint[:8]}"
     results.write_run(store, run, info)
@@ -66,6 +68,10 @@ def find_or_start(
         store.delete([f"{run}/run.json"])
         return Found(str(alike), "going on with another driver's, which began at the same moment")
     return Found(run, why)
+
+
+def _summary(model: AnyModel) -> str | None:
+    return describe.summary(model) if isinstance(model, OwnModel) else source.summary(model)
 
 
 def _runs(store: Store, name: str) -> list[tuple[str, dict[str, Any]]]:

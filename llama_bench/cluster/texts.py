@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_bench.sweep import Model
+from llama_bench.sweep import AnyModel, Model
 
 Texts = Callable[[int, list[int]], Mapping[str, Any]]
 """Number of a sequence and its new tokens → the columns of `generations` that depend on them."""
 
 
-def texts(model: Model, inputs: Mapping[str, Any], reference: Path) -> Texts:
+def texts(model: AnyModel, inputs: Mapping[str, Any], reference: Path) -> Texts:
     """Return the function that describes a generated sequence; `reference` is torch's outputs, with its `tokens`."""
 
     def describe(sequence: int, tokens: list[int]) -> Mapping[str, Any]:
@@ -20,6 +20,7 @@ def texts(model: Model, inputs: Mapping[str, Any], reference: Path) -> Texts:
 
         from llama_bench.model.text import text_of
 
+        assert isinstance(model, Model)  # an own model generates nothing
         expected = load_file(reference)["tokens"][sequence].tolist()
         prompt = inputs["input_ids"][sequence].tolist()
         return {

@@ -15,11 +15,15 @@ ELEMENT_TYPES = {
     "tensor(float)": 1,
     "tensor(uint8)": 2,
     "tensor(int8)": 3,
+    "tensor(uint16)": 4,
+    "tensor(int16)": 5,
     "tensor(int32)": 6,
     "tensor(int64)": 7,
     "tensor(bool)": 9,
     "tensor(float16)": 10,
     "tensor(double)": 11,
+    "tensor(uint32)": 12,
+    "tensor(uint64)": 13,
     "tensor(bfloat16)": BFLOAT16,
 }
 """ONNX Runtime's name of a tensor type → number of the type in onnx.TensorProto."""
@@ -28,11 +32,15 @@ DTYPES: dict[int, Any] = {
     1: np.float32,
     2: np.uint8,
     3: np.int8,
+    4: np.uint16,
+    5: np.int16,
     6: np.int32,
     7: np.int64,
     9: np.bool_,
     10: np.float16,
     11: np.float64,
+    12: np.uint32,
+    13: np.uint64,
     BFLOAT16: np.uint16,
 }
 """Number of a type → numpy's type of that width; bfloat16, which numpy lacks, as its bits."""

@@ -54,6 +54,6 @@ def open_session(
     folder: Path, settings: Mapping[str, Any], task: Task, *, adjust: Callable[[Any], None] | None = None
 ) -> TimedSession:
     """Load the variant in `folder` and make it ready to run. Raises WorkError, also for a model with a KV cache."""
-    if task.model["cache"]:
+    if task.model.get("cache"):
         raise WorkError("TensorRT would build an engine for every length of the KV cache: give the model cache: false")
     return base.open_session(folder, settings, task, adjust=adjust)

@@ -22,7 +22,7 @@ from llama_bench.passes import (
 )
 from llama_bench.passes.effect import Effect, effect
 from llama_bench.passes.info import PassInfo, State, Work
-from llama_bench.sweep import Model, Pass, Workload
+from llama_bench.sweep import AnyModel, OwnModel, Pass, Workload
 from llama_bench.sweep_part import Part
 
 __all__ = ["APPLY", "PASSES", "Effect", "PassInfo", "Work", "apply", "effect", "find", "misfit"]
@@ -98,7 +98,7 @@ def options_of(step: Pass) -> Part:
         raise InputError(f"{step.label}: {key + ': ' if key else ''}{why[0].lower() + why[1:]}") from None
 
 
-def misfit(steps: Sequence[Pass], model: Model) -> tuple[int, str] | None:
+def misfit(steps: Sequence[Pass], model: AnyModel) -> tuple[int, str] | None:
     """Return the first of `steps` that cannot be applied to `model` where it stands, and why; None when all can.
 
     All that a plan can know: unknown names and options, order, and what does not fit the model's sizes.
@@ -115,13 +115,19 @@ def misfit(steps: Sequence[Pass], model: Model) -> tuple[int, str] | None:
             return i, f"{step.label} cannot follow {clash}"
         if absent := next((state for state in info.needs if state not in states), None):
             return i, f"{step.label} needs a pass before it that leaves the model {STATES[absent]}"
-        if why := info.fits(options, model):
+        if why := _needs_llama(info, options) if isinstance(model, OwnModel) else info.fits(options, model):
             return i, f"{step.label} does not fit model {model.label}: {why}"
         states |= dict.fromkeys(info.leaves, step.label)
     return None
 
 
-def apply(step: Pass, source: Path, destination: Path, model: Model, workload: Workload, state: Path) -> Effect:
+def _needs_llama(info: PassInfo, options: Part) -> str | None:
+    """Return why a pass is for a Llama made here and for no other graph, None when it takes any."""
+    why = "it changes a Llama's weights and exports it again" if info.level == "checkpoint" else info.llama(options)
+    return why and f"it needs a Llama made here, and this is an ONNX file of its own: {why}"
+
+
+def apply(step: Pass, source: Path, destination: Path, model: AnyModel, workload: Workload, state: Path) -> Effect:
     """Apply `step` to the model in the folder `source`, write the result into `destination`, say what it did.
 
     Both folders hold `model.onnx` and its external data; other files of the source are not copied, and the source is

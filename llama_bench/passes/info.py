@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from llama_bench.sweep import Model, Workload
+from llama_bench.errors import WorkError
+from llama_bench.sweep import AnyModel, Model, Workload
 from llama_bench.sweep_part import Part
 
 Kind: TypeAlias = Literal["exact", "approximate"]
@@ -29,8 +30,9 @@ class PassInfo:
     An `approximate` pass may change the numbers on purpose, an `exact` one by rounding only. `options` are the keys
     that a recipe may give it. A pass of level `checkpoint` changes weights and sizes and exports again, so it comes
     before all of level `graph`. `leaves` says what state the model is in afterwards, `not_after` in which states it
-    cannot be applied, `needs` in which it must be, `fits` why it does not fit a model (None where it does): all that
-    is known before building.
+    cannot be applied, `needs` in which it must be, `fits` why it does not fit a Llama (None where it does), `llama`
+    what it needs a Llama for (None: it takes any graph; one of level `checkpoint` does not): all that is known before
+    building.
     """
 
     summary: str
@@ -42,13 +44,14 @@ class PassInfo:
     not_after: tuple[State, ...] = ()
     needs: tuple[State, ...] = ()
     fits: Callable[[Any, Model], str | None] = lambda options, model: None
+    llama: Callable[[Any], str | None] = lambda options: None
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One pass to do: its name and checked options, the folder to read, the folder to fill.
 
-    `model` is the sweep's model before any pass, `workload` one that its graph serves; `state` is a folder of this
+    `of` is the sweep's model before any pass, `workload` one that its graph serves; `state` is a folder of this
     piece of work alone that outlives a lost process, so that long work can go on where it stopped.
     """
 
@@ -56,6 +59,13 @@ class Work:
     options: Any
     source: Path
     destination: Path
-    model: Model
+    of: AnyModel
     workload: Workload
     state: Path
+
+    @property
+    def model(self) -> Model:
+        """The sweep's model, for passes that know a Llama's structure. Raises WorkError of any other graph."""
+        if not isinstance(self.of, Model):
+            raise WorkError(f"{self.name}: needs a Llama made here, and {self.of.label} is an ONNX file of its own")
+        return self.of

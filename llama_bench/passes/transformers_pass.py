@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_bench.errors import WorkError
 from llama_bench.passes.info import PassInfo, Work
+from llama_bench.sweep import Model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -71,7 +72,8 @@ def _load_what_fusions_read(model: ModelProto, folder: Path) -> None:
 
 
 def _optimise(given: Work, model: ModelProto) -> ModelProto:
-    sizes = {"num_heads": given.model.num_attention_heads, "hidden_size": given.model.hidden_size}
+    llama = given.of if isinstance(given.of, Model) else None  # of any other graph the library looks for them
+    sizes = {"num_heads": llama.num_attention_heads, "hidden_size": llama.hidden_size} if llama else {}
     try:
         with _own_path(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             from onnxruntime.transformers import optimizer

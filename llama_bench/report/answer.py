@@ -45,7 +45,7 @@ def _answer_for(target: str, arms: pl.DataFrame, answers: Answers | None) -> str
         return f"On target {target} nothing can be said of any recipe's speed: {void['evidence'][0]}."
     faster = recipes.filter(pl.col("verdict") == "faster").sort("speedup", descending=True)
     best = faster.unique("cell", keep="first", maintain_order=True).sort(
-        "hidden_size", descending=True, maintain_order=True
+        "hidden_size", descending=True, maintain_order=True, nulls_last=True
     )
     idle = recipes.group_by("recipe").agg(pl.col("no_op").all()).filter("no_op").height
     noops = f" {idle} of {n} execute{'s' if idle == 1 else ''} exactly what {baseline} does (no-op)." if idle else ""

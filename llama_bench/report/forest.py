@@ -42,7 +42,7 @@ def _forest(target: str, arms: pl.DataFrame, run: Row) -> Iterator[Chart]:
     if shown.is_empty():
         return
     baseline = str(arms.filter(pl.col("baseline"))["recipe"][0])
-    shown = shown.sort("hidden_size", descending=True, maintain_order=True)
+    shown = shown.sort("hidden_size", descending=True, maintain_order=True, nulls_last=True)
     present = [verdict for verdict in MARKS if verdict in set(shown["verdict"])]
     colors, shapes = [MARKS[verdict][0] for verdict in present], [MARKS[verdict][1] for verdict in present]
     color = alt.Color("verdict:N", scale=alt.Scale(domain=present, range=colors), title="Verdict")

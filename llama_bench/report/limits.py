@@ -18,7 +18,7 @@ def charts(speedups: pl.DataFrame) -> list[Chart]:
 
 
 def _chart(target: str, arms: pl.DataFrame) -> Chart:
-    rows = arms.sort("hidden_size", descending=True, maintain_order=True).to_dicts()
+    rows = arms.sort("hidden_size", descending=True, maintain_order=True, nulls_last=True).to_dicts()
     found = [
         bars.Bar(
             f"{row['model']} · {row['workload']}",

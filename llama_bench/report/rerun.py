@@ -8,13 +8,14 @@ from typing import Any
 
 from llama_bench.report.document import Block, Code
 from llama_bench.sweep import Sweep
+from llama_bench.sweep_own import OWN_KEYS
 
 Row = Mapping[str, Any]
 
 OWN = ("hidden_size", "name")
 """Keys that each size says for itself."""
 
-HASHES = ("source_sha256", "file_sha256", "onnx_sha256")
+HASHES = ("source_sha256", "file_sha256", "onnx_sha256", "dtype")
 """Keys that are found out when a sweep file is read, and cannot be written in one."""
 
 
@@ -39,7 +40,7 @@ def sweep_file(sweep: Row) -> str:
     from ruamel.yaml import YAML
 
     full = Sweep.model_validate(sweep).model_dump(mode="json", exclude_defaults=True)
-    models = [_without_hashes(model) for model in full["models"]]
+    models = [_model(model) for model in full["models"]]
     shared = {key: value for key, value in models[0].items() if all(model.get(key) == value for model in models)}
     shared = {} if len(models) == 1 else {key: value for key, value in shared.items() if key not in OWN}
     sizes = [{key: value for key, value in model.items() if key not in shared} for model in models]
@@ -55,6 +56,12 @@ def sweep_file(sweep: Row) -> str:
     buffer = io.StringIO()
     yaml.dump(written, buffer)
     return buffer.getvalue()
+
+
+def _model(model: Row) -> dict[str, Any]:
+    """A model without what is filled in when a sweep is read."""
+    kept = {key: value for key, value in model.items() if "onnx" not in model or key in OWN_KEYS}
+    return {key: _without_hashes(value) for key, value in kept.items() if key not in HASHES}
 
 
 def _recipe(recipe: Row) -> dict[str, Any]:

@@ -69,9 +69,11 @@ def model_families(models: Sequence[Row]) -> dict[str, list[str]]:
     """Return name of a family → labels of its models: those that differ in size alone, and can share a line.
 
     Size is hidden size and heads; the intermediate size too where it grows along. Two models of one hidden size
-    never share a line.
+    never share a line. Own models have no size, and no line.
     """
-    parsed = [Model.model_validate(model) for model in models]
+    parsed = [Model.model_validate(model) for model in models if "onnx" not in model]
+    if not parsed:
+        return {}
     size = {"name", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"}
     for left_out in (size, size - {"intermediate_size"}, size - {"intermediate_size", "num_key_value_heads"}, {"name"}):
         groups: dict[str, list[Model]] = {}

@@ -84,7 +84,7 @@ def _cells(speedups: pl.DataFrame) -> Iterator[Sequence[Row]]:
         part = served.filter(pl.col("target") == target)
         for workload in part["workload"].unique(maintain_order=True):
             models = part.filter(pl.col("workload") == workload).sort(
-                "hidden_size", descending=True, maintain_order=True
+                "hidden_size", descending=True, maintain_order=True, nulls_last=True
             )
             for cell in models["cell"].unique(maintain_order=True):
                 yield models.filter(pl.col("cell") == cell).to_dicts()
@@ -165,7 +165,7 @@ COLUMNS = (
 
 def _result(rows: Sequence[Row], cell: Row | None, run: Row) -> Table:
     first, unit = rows[0], _unit(rows)
-    title = f"Target {first['target']} · {first['model']} · {first['workload']}{_workload(run, first['workload'])}"
+    title = f"Target {first['target']} · {first['model']} · {first['workload']}{_workload(run, first)}"
     lines = tuple(_result_row(row, _baseline(rows), unit) for row in rows)
     notes = (*source_notes(first["cell"], run), *_notes(rows), *(_cell_notes(cell) if cell else ()))
     return Table(title, _columns(unit), lines, notes)
@@ -251,12 +251,13 @@ def _cell_notes(cell: Row) -> Iterable[str]:
         )
 
 
-def _workload(run: Row, name: str) -> str:
-    """Return ` (2×1024 tokens, hidden out)` for the workload `name` of the sweep."""
-    found = run["sweep"]["workloads"].get(name, {})
+def _workload(run: Row, row: Row) -> str:
+    """Return ` (2×1024 tokens, hidden out)` for the workload of a row; what an own model gives out is its own."""
+    found = run["sweep"]["workloads"].get(row["workload"], {})
     batch = found.get("batch", 1)
     if found.get("sequence"):
-        return f" ({batch}×{found['sequence']} tokens, {found.get('outputs', 'logits')} out)"
+        given = "" if row["hidden_size"] is None else f", {found.get('outputs', 'logits')} out"
+        return f" ({batch}×{found['sequence']} tokens{given})"
     if found.get("context"):
         return f" (batch {batch}, one token after {found['context']})"
     return f" (batch {batch}, {found['new_tokens']} tokens after {found['prompt']})" if found.get("prompt") else ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llama_bench.plan import TORCH
 from llama_bench.report.table import DASH, Table, percent, ratio
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def accuracy_and_size(arms: Sequence[Row], where: str, answers: Answers, run: Ro
     ]
     columns = [name for name in cells[0] if any(row[name] != DASH for row in cells)]
     lines = tuple(tuple(row[name] for name in columns) for row in cells)
-    notes = (*_about(list(right.values()), columns), *source_notes(arms[0]["cell"], run))
+    cell: Row = next((entry for entry in run["cells"] if entry["id"] == arms[0]["cell"]), {})
+    against = str(cell.get("reference", TORCH))
+    notes = (*_about(list(right.values()), columns, against), *source_notes(arms[0]["cell"], run))
     return Table(f"Accuracy and size: {where}", tuple(columns), lines, notes)
 
 
@@ -163,8 +166,8 @@ def _beaten_by(row: Row | None) -> str:
     return "nothing" if row["front"] else str(row["beaten_by"])
 
 
-def _about(answers: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
-    """Say what the columns are of."""
+def _about(answers: Sequence[Row], columns: Sequence[str], reference: str) -> Iterator[str]:
+    """Say what the columns are of, and what the answers are checked against."""
     about = next((row for row in answers if row["perplexity"] is not None), None)
     if about is not None:
         yield (
@@ -172,7 +175,7 @@ def _about(answers: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
             f"tokens, {about['stride']} apart; torch in fp32 has a perplexity of {about['reference_perplexity']:,.2f}."
         )
     elif sources := sorted({str(row["source"]) for row in answers if row["top1"] is not None}):
-        yield f"KL and top-1 are of the timed output ({', '.join(sources)}), against torch in fp32."
+        yield f"KL and top-1 are of the timed output ({', '.join(sources)}), against {reference}."
     if "Memory (MB)" in columns:
         yield "On disk are graph and weights; memory is the most that the arm's process ever had (medians of restarts)."
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from llama_bench.bench.machine import PASSING
 from llama_bench.stats.evidence import IDENTITY
-from llama_bench.sweep import Model, Sweep, Workload
+from llama_bench.sweep import AnyModel, Sweep, Workload
 from llama_bench.versions import ENGINE
 
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def other_question(a: Sweep, b: Sweep, model: str, workload: str) -> str | None:
     return f"not the same question in A and B: {'; '.join(found)}" if found else None
 
 
-def _said(part: Model | Workload | None) -> dict[str, Any]:
+def _said(part: AnyModel | Workload | None) -> dict[str, Any]:
     return {} if part is None else part.model_dump(mode="json", exclude=set(BUILD))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from llama_bench.errors import InputError
 from llama_bench.estimate import flops, moved_bytes
 from llama_bench.passes import find
-from llama_bench.sweep import Model, Recipe, Sweep, Workload
+from llama_bench.sweep import AnyModel, Model, OwnModel, Recipe, Sweep, Workload
 
 Row: TypeAlias = Mapping[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -157,7 +157,7 @@ def fractions(
 
 
 def least_s(
-    model: Model, workload: Workload, variant: Row, rates: Rates, *, resized: bool = False, last_token: bool = False
+    model: AnyModel, workload: Workload, variant: Row, rates: Rates, *, resized: bool = False, last_token: bool = False
 ) -> dict[By, float] | None:
     """Return the least seconds of a run of `variant` by what sets them, None where that is not known.
 
@@ -166,7 +166,12 @@ def least_s(
     passes chose, so the machine's fastest precision bounds it. Of a model whose sizes a pass changed (`resized`) the
     operations are not known here: its stored weights alone bound it, and where several tokens share them nothing does.
     With `last_token` a pass took out of the last layer what only other tokens than the last need.
+
+    An own model is bounded by its products with weights and by what it reads. Where not all of its products can be
+    counted, or most are convolutions that may be computed in fewer operations, its bound is not known.
     """
+    if isinstance(model, OwnModel):
+        return _own_least_s(model, workload, variant, rates)
     if resized and workload.kind == "prefill":
         return None
     dtype = _dtype(variant, rates)
@@ -182,6 +187,16 @@ def least_s(
         by = max(least, key=least.__getitem__)
         total[by] += times * least[by]
     return {max(total, key=total.__getitem__): sum(total.values())}
+
+
+def _own_least_s(model: OwnModel, workload: Workload, variant: Row, rates: Rates) -> dict[By, float] | None:
+    cost = model.cost(workload.batch, workload.given)
+    if cost.unbounded is not None:
+        return None
+    fastest = model.reduced or variant["class"] == "approximate"
+    dtype = _dtype({**variant, "class": "approximate" if fastest else "exact"}, rates)
+    moved = moved_bytes(model, workload, variant["weight_bytes"] or 0)
+    return limits(cost.least_operations, moved, dtype, rates.per_second, rates.cache_bytes)
 
 
 def parts(workload: Workload) -> list[tuple[Workload, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_bench.bench.text import TEXT
+from llama_bench.plan import TORCH
 
 Row = Mapping[str, Any]
 
@@ -41,20 +42,21 @@ def no_op(arm: Row | None, baseline: Row | None, baseline_name: str) -> str | No
     )
 
 
-def wrong(rows: Sequence[Row]) -> str | None:
+def wrong(rows: Sequence[Row], reference: str = TORCH) -> str | None:
     """Return the sentence about the worst answer outside its bound in any restart, None when every one is inside.
 
-    `rows` are the arm's rows of the dataset `accuracy`; a row without a bound says nothing.
+    `rows` are the arm's rows of the dataset `accuracy`; a row without a bound says nothing. `reference` is what they
+    are checked against, in words.
     """
     outside = [row for row in rows if row["within_bound"] is False]
     if not outside:
         return None
     worst = max(outside, key=_badness)
     if worst["output"] == TEXT:  # asked once an arm
-        return f"its predictions on text are outside their bounds against torch in fp32: {_violation(worst)}"
+        return f"its predictions on text are outside their bounds against {reference}: {_violation(worst)}"
     restarts = len({row["restart"] for row in outside})
     return (
-        f"output {worst['output']} is outside its accuracy bound against torch in fp32: {_violation(worst)}, "
+        f"output {worst['output']} is outside its accuracy bound against {reference}: {_violation(worst)}, "
         f"in {restarts} restart{'s' if restarts > 1 else ''}"
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from llama_bench.plan import TORCH
 from llama_bench.results import Datasets
 from llama_bench.stats import evidence
 from llama_bench.stats.bound import Bound, fractions
@@ -65,7 +66,7 @@ class Known:
 
     def wrong(self, cell: Row, name: str) -> str | None:
         """Return the sentence about the arm's wrong answers, None where they are right."""
-        return evidence.wrong(self.accuracy.get((cell["id"], name), []))
+        return evidence.wrong(self.accuracy.get((cell["id"], name), []), cell.get("reference", TORCH))
 
     def problem(self, cell: Row, name: str, *, asks: bool = False) -> tuple[str, str] | None:
         """Return verdict and reason where the arm has no number whatever its ratios are, None where it may have one.
@@ -183,7 +184,7 @@ def _cells_of_unserved(run: Row, sweep: Sweep) -> Iterator[dict[str, Any]]:
                 yield {
                     "id": f"{model.label}/{name}/{target}",
                     "model": model.label,
-                    "hidden_size": model.hidden_size,
+                    "hidden_size": getattr(model, "hidden_size", None),  # an own model has none
                     "workload": name,
                     "target": target,
                     "tokens": workload.tokens,

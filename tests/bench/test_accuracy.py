@@ -51,6 +51,26 @@ def test_the_relative_error_is_of_the_largest_magnitude() -> None:
     assert row["violated"].startswith("relative error 0.0025 is above 0.0001")
 
 
+def test_whole_numbers_and_truth_values_are_choices_that_agree_or_do_not() -> None:
+    expected = np.arange(20, dtype=np.int64).reshape(4, 5) * 1_000_000
+    actual = expected.copy()
+    actual[2, 1] += 1  # a relative error of 1e-7
+    row = one(actual, expected)
+    assert row["violated"] == "1 of 20 whole numbers are not the reference's, the first at [2, 1]"
+    assert (row["top1"], row["max_abs"]) == (0.95, None)
+    assert one(expected.copy(), expected)["within_bound"] is True
+    flags = np.array([True, False])
+    assert one(~flags, flags)["violated"].startswith("2 of 2 whole numbers")
+    [few] = compare({"y": actual}, {"y": expected}, replace(LOOSE, min_top1=0.96), "approximate")
+    assert few["violated"] == "top-1 agreement 0.95 is below 0.96"
+    [enough] = compare({"y": actual}, {"y": expected}, replace(LOOSE, min_top1=0.9), "approximate")
+    assert enough["within_bound"] is True
+
+
+def test_floats_that_are_called_tokens_are_floats_like_any_other() -> None:
+    assert one(Y + np.float32(1e-6), name="tokens")["within_bound"] is True
+
+
 def test_the_cosine_is_that_of_the_angle_between_the_two() -> None:
     row = one(np.array([3.0, 4.0], np.float32), np.array([4.0, 3.0], np.float32), Bounds(None, 0.99, None, None))
     assert np.isclose(row["cosine"], 24 / 25)

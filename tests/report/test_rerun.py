@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def test_the_file_that_is_written_reads_as_the_same_sweep(name: str, tmp_path: P
     file.write_text(rerun.sweep_file(sweep.model_dump(mode="json")))
     assert read_sweep(file) == sweep
     assert len(file.read_text().splitlines()) < 200
+
+
+def test_an_own_model_is_written_without_what_follows_from_its_file(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")
+    sweep = read_sweep(tmp_path / "sweeps" / "own.yaml")
+    again = tmp_path / "sweeps" / "again.yaml"
+    again.write_text(rerun.sweep_file(sweep.model_dump(mode="json")))
+    assert "costs" not in again.read_text()
+    assert read_sweep(again) == sweep
 
 
 def test_the_commands_name_the_sweep_and_the_version_that_ran_it() -> None:

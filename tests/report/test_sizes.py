@@ -3,10 +3,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from llama_bench.report import sizes
+import polars as pl
+
+from llama_bench.report import forest, sizes, tables
 from llama_bench.report.document import Figure
 from llama_bench.report.drawing import Chart
+from llama_bench.stats import views
 from llama_bench.stats.speedups import speedups
+from llama_bench.sweep import Model
 
 
 def drawn(world: Any) -> dict[str, Figure]:
@@ -75,6 +79,27 @@ def test_two_models_of_one_size_never_share_a_line() -> None:
     assert sorted(map(sorted, families.values())) == [["h1024-a8-l2", "h512-a4-l2"], ["narrow"]]
     heads = [model(512, name="a"), {**model(512, name="b"), "num_attention_heads": 2}]
     assert sorted(sizes.model_families(heads).values()) == [["a"], ["b"]]
+
+
+def test_a_model_without_a_size_has_no_line_and_comes_last(synthetic: ModuleType) -> None:
+    assert sizes.model_families([{"onnx": "own.onnx"}]) == {}
+    families = sizes.model_families([{"onnx": "own.onnx"}, model(512), model(1024)])
+    assert list(families.values()) == [["h512-a4-l2", "h1024-a8-l2"]]
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa", changed=5)}, sizes=(512, 2048))
+    first = world.run["cells"][0]["model"]
+    own = {"onnx": "own.onnx", "name": first}
+    models = [own if Model.model_validate(one).label == first else one for one in world.run["sweep"]["models"]]
+    cells = [{**cell, "hidden_size": None} if cell["model"] == first else cell for cell in world.run["cells"]]
+    run = {**world.run, "cells": cells, "sweep": {**world.run["sweep"], "models": models}}
+    frames = views.make(run, world.datasets())
+    rows = frames.speedups.collect()
+    assert set(rows.filter(pl.col("model") == first)["hidden_size"]) == {None}
+    titles = [table.title for table in tables.results(rows, frames.cells.collect(), run)]
+    assert [first in title for title in titles] == [False, True]
+    assert sizes.figures(rows, run) == {}
+    [chart] = forest.charts(rows, run)
+    panels = [panel["title"]["text"].split(" · ")[0] for panel in chart.spec["vconcat"]]
+    assert panels[-1] == first
 
 
 def test_a_figure_has_both_scales_and_shows_the_one_that_fits_first(synthetic: ModuleType) -> None:

@@ -82,6 +82,8 @@ def test_one_answer_outside_its_bound_is_wrong_and_the_worst_is_named() -> None:
     assert sentence is not None
     assert "present.0.key" in sentence
     assert "0.5 (bound 0.001), in 2 restarts" in sentence
+    assert "accuracy bound against torch in fp32: " in sentence
+    assert "accuracy bound against the file itself: " in str(evidence.wrong(rows, "the file itself"))
     assert evidence.wrong(rows[:1]) is None
     assert evidence.wrong([accuracy(within_bound=None)]) is None
 

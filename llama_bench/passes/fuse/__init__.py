@@ -44,6 +44,10 @@ def _all_fits(options: All, model: Model) -> str | None:
     return None
 
 
+def _is_a_llamas(options: Any) -> str:
+    return "it takes the place of a Llama's attention, or cuts what follows it; norm, skip_norm, qkv and swiglu do not"
+
+
 _FUSED: dict[str, Any] = {"leaves": ("fused",), "not_after": ("half", "quantised")}
 _ATTENTION: dict[str, Any] = {**_FUSED, "leaves": ("fused", "attention")}
 
@@ -52,6 +56,7 @@ PASSES: dict[str, PassInfo] = {
         "norm, skip_norm, swiglu, attention, qkv and last_token, in this order.",
         options=All,
         fits=_all_fits,
+        llama=_is_a_llamas,
         **_ATTENTION,
     ),
     "norm": PassInfo("RMSNorm as one SimplifiedLayerNormalization.", **_FUSED),
@@ -62,11 +67,14 @@ PASSES: dict[str, PassInfo] = {
     "gate_up": PassInfo("Gate and up of a layer as one product.", **_FUSED),
     "swiglu": PassInfo("SiLU as one QuickGelu with alpha 1.", **_FUSED),
     "last_token": PassInfo(
-        "The last token alone in all that follows the last attention, where only its logits come out.", **_FUSED
+        "The last token alone in all that follows the last attention, where only its logits come out.",
+        llama=_is_a_llamas,
+        **_FUSED,
     ),
     "attention": PassInfo(
         "Attention with its KV cache as one GroupQueryAttention; on CUDA in fp16 and bf16 only.",
         fits=_attention_fits,
+        llama=_is_a_llamas,
         **_ATTENTION,
     ),
 }

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llama_bench.passes.info import PassInfo, Work
+from llama_bench.sweep import Model
 from llama_bench.sweep_part import Part
 
 
@@ -37,12 +38,12 @@ PASSES: dict[str, PassInfo] = {
 def work(given: Work) -> None:
     """Convert the source's graph; weights are converted one at a time while they are written.
 
-    Inputs and outputs keep their types, but for past and present keys and values. Raises WorkError for a graph with
-    subgraphs, an operator that nobody knows, and a name in `keep` that no node has.
+    Inputs and outputs keep their types, but for a Llama's past and present keys and values. Raises WorkError for a
+    graph with subgraphs, an operator that nobody knows, and a name in `keep` that no node has.
     """
     from llama_bench.passes import files
     from llama_bench.passes.precision.convert import convert
 
     model = files.read(given.source)
-    convert(model, given.name, given.options.keep)
+    convert(model, given.name, given.options.keep, cache=isinstance(given.of, Model))
     files.write(model, given.destination)

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def convert(model: ir.Model, name: str, keep: Sequence[str]) -> None:
-    """Convert the graph of `model` in place to `name` (fp16 or bf16); see :func:`llama_bench.passes.precision.work`."""
+def convert(model: ir.Model, name: str, keep: Sequence[str], *, cache: bool = True) -> None:
+    """Convert the graph of `model` in place to `name` (fp16 or bf16); see :func:`llama_bench.passes.precision.work`.
+
+    With `cache` inputs and outputs that are keys and values by their names come along.
+    """
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
     half = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[name]
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     try:
-        _Conversion(model.graph, half, name, keep).run()
+        _Conversion(model.graph, half, name, keep, cache).run()
     except WorkError as error:
         raise WorkError(f"precision {name}: {error}") from error
 
@@ -31,10 +34,12 @@ def convert(model: ir.Model, name: str, keep: Sequence[str]) -> None:
 class _Conversion:
     """One graph on its way: the type that each value had, and its copies in the other type."""
 
-    def __init__(self, graph: ir.Graph, half: ir.DataType, name: str, keep: Sequence[str]) -> None:
+    def __init__(self, graph: ir.Graph, half: ir.DataType, name: str, keep: Sequence[str], cache: bool) -> None:
         import onnx_ir as ir
 
         self.graph, self.half, self.full, self.name = graph, half, ir.DataType.FLOAT, name
+        self.past: tuple[str, ...] = ("past.",) if cache else ()
+        self.present: tuple[str, ...] = ("present.",) if cache else ()
         for node in graph:
             if any(
                 attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -54,7 +59,7 @@ class _Conversion:
         import onnx_ir as ir
 
         for value in self.graph.inputs:
-            if self.was_float(value) and (value.name or "").startswith("past."):
+            if self.was_float(value) and (value.name or "").startswith(self.past):
                 value.type = ir.TensorType(self.half)
         for node in list(self.graph):
             if node not in self.kept:
@@ -144,7 +149,7 @@ class _Conversion:
     def _outside(self, value: ir.Value) -> ir.Value:
         """Return what the graph gives out for `value`, by its name: keys and values in half precision, others not."""
         name = value.name or ""
-        result = self._as(value, self.half if name.startswith("present.") else self.full)
+        result = self._as(value, self.half if name.startswith(self.present) else self.full)
         if result is not value:
             value.name = f"{name}_{'fp32' if result.dtype == self.half else self.name}"
             result.name = name

@@ -15,6 +15,9 @@ from llama_bench.passes.quantize.options import (
     fits_dynamic,
     fits_static,
     fits_weights,
+    llama_for_dynamic,
+    llama_for_text,
+    llama_for_weights,
 )
 
 PASSES: dict[str, PassInfo] = {
@@ -25,6 +28,7 @@ PASSES: dict[str, PassInfo] = {
         leaves=("quantised",),
         not_after=("quantised",),
         fits=fits_weights,
+        llama=llama_for_weights,
     ),
     "dynamic": PassInfo(
         "Linear layers in int8: weights once, what they multiply anew in every run.",
@@ -33,6 +37,7 @@ PASSES: dict[str, PassInfo] = {
         leaves=("quantised",),
         not_after=("half", "quantised"),
         fits=fits_dynamic,
+        llama=llama_for_dynamic,
     ),
     "static": PassInfo(
         "Linear layers in int8, by scales that text fixes (QuantizeLinear and DequantizeLinear).",
@@ -41,6 +46,7 @@ PASSES: dict[str, PassInfo] = {
         leaves=("quantised",),
         not_after=("half", "quantised"),
         fits=fits_static,
+        llama=llama_for_text,
     ),
     "kv_cache": PassInfo(
         "Keys and values of GroupQueryAttention kept in 8 or 4 bits, by scales from text.",
@@ -49,6 +55,7 @@ PASSES: dict[str, PassInfo] = {
         leaves=("quantised",),
         needs=("attention",),
         fits=fits_cache,
+        llama=llama_for_text,
     ),
 }
 """What is quantised. `kv_cache` may follow quantised weights, and comes last."""

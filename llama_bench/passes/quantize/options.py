@@ -139,6 +139,23 @@ def fits_cache(options: Cache, model: Model) -> str | None:
     return _calibration_misfit(options, model) if model.cache else "it has no KV cache: give it cache: true"
 
 
+def llama_for_text(options: Calibrated) -> str:
+    """Return why a pass that looks at text is for Llamas."""
+    return "it looks at text, and nobody knows what this graph's inputs mean"
+
+
+def llama_for_weights(options: Weights) -> str | None:
+    """Return what quantised weights need a Llama for: text, or its lm_head."""
+    if options.method == "gptq":
+        return llama_for_text(options)
+    return None if options.head_bits is None else "head_bits is for lm_head"
+
+
+def llama_for_dynamic(options: Dynamic) -> str | None:
+    """Return what int8 needs a Llama for: the text that SmoothQuant looks at."""
+    return None if options.smooth is None else llama_for_text(options)
+
+
 def _calibration_misfit(options: Calibrated, model: Model) -> str | None:
     window = window_of(options, model)
     if model.cache and options.calibration_tokens < window:
