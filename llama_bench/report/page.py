@@ -54,7 +54,7 @@ def page(document: Document) -> str:
         f"<header><h1>{_text(document.title)}</h1></header><main>",
         f'<p class="question">{_text(document.question)}</p>',
         f'<div class="answer" id="answer">{_paragraphs(document.answer)}</div>',
-        *(f'<p class="missing" role="note">{_text(text)}</p>' for text in document.missing),
+        f'<div class="missing" role="note">{_paragraphs(document.missing)}</div>' if document.missing else "",
         f"<details><summary>Target by target</summary>{_paragraphs(document.details)}</details>"
         if document.details
         else "",

@@ -124,17 +124,22 @@ def _missing(speedups: pl.DataFrame, cells: pl.DataFrame) -> Iterator[str]:
     going = served.filter(pl.col("ended_by") == "unfinished")
     if len(going):
         begun = going.filter(pl.col("restarts") > 0).height
+        are = "is" if len(going) == 1 else "are"
         yield (
-            f"This run is not finished: {len(going)} of {plural(len(served), 'cell')} are not measured to their end "
+            f"This run is not finished: {len(going)} of {plural(len(served), 'cell')} {are} not measured to the end "
             f"({begun} of them begun). What is there is shown; the same command goes on from there."
         )
-    for word, says in (
-        ("failed", "failed, and has no number"),
-        ("wrong", "is outside its accuracy bound, and never ranked"),
-        ("skipped", "was skipped"),
+    for word, one, many in (
+        ("failed", "failed and has no number", "failed and have no number"),
+        (
+            "wrong",
+            "is outside its accuracy bound and never ranked",
+            "are outside their accuracy bounds and never ranked",
+        ),
+        ("skipped", "was skipped", "were skipped"),
     ):
         rows = recipes.filter(pl.col("verdict") == word)
         if len(rows):
             names = rows["recipe"].unique(maintain_order=True).to_list()
             listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            yield f"{plural(len(rows), 'arm')} of {listed}: {says}."
+            yield f"{plural(len(rows), 'arm')} {one if len(rows) == 1 else many}: {listed}."

@@ -46,7 +46,7 @@ def test_failed_and_wrong_arms_alone_are_named_and_never_ranked(synthetic: Modul
     recipes = {"broken": Truth(failure="it broke"), "bad": Truth(0.5, executed="x", within_bound=False)}
     found, text = composed(synthetic.world(recipes))
     assert found.answer[0] == "On B no recipe's speed can be told: failed, wrong."
-    assert "1 arm of broken: failed, and has no number." in found.missing
+    assert "1 arm failed and has no number: broken." in found.missing
     assert "it broke" in text
     assert 'aria-label="bad: ' not in text.split('id="speedups"')[1].split("</section>")[0]
 

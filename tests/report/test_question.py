@@ -61,11 +61,9 @@ def test_what_is_missing_is_said(synthetic: ModuleType) -> None:
     )
     missing = told(world)[1]
     assert missing[0] == "Nothing was measured on target A: no node offers bench_A."
-    assert missing[1].startswith(
-        "This run is not finished: 1 of 1 cell are not measured to their end (1 of them begun)"
-    )
-    assert missing[2] == "1 arm of broken: failed, and has no number."
-    assert missing[3] == "1 arm of bad: is outside its accuracy bound, and never ranked."
+    assert missing[1].startswith("This run is not finished: 1 of 1 cell is not measured to the end (1 of them begun)")
+    assert missing[2] == "1 arm failed and has no number: broken."
+    assert missing[3] == "1 arm is outside its accuracy bound and never ranked: bad."
 
 
 def test_a_run_without_any_timings_has_an_answer_too(synthetic: ModuleType) -> None:

@@ -58,7 +58,7 @@ def test_the_markdown_begins_with_the_answer(files: list[Path]) -> None:
     assert answer.startswith("On A nothing can be compared; on B fast is the fastest against its baseline, 1.2")
     assert trust.startswith("The verdicts stand on B")
     assert unserved == "Nothing was measured on target A: no node offers bench_A."
-    assert failed == "2 arms of broken: failed, and has no number."
+    assert failed == "2 arms failed and have no number: broken."
     assert "On target B the fastest recipe, against original, is fast 1.2" in text
     assert "## Where the time went" in text
     assert "| – timed runs |" in text
