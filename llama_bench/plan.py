@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from llama_bench.ids import (
+    Written,
+    as_json,
+    digest,
+    hashed,
+    json_array,
+    json_object,
+    json_strings,
+    own_written,
+    written,
+)
 from llama_bench.sweep import CONTROL as CONTROL
 from llama_bench.sweep import AnyModel, OwnModel, Recipe, Sweep, Target, Workload
-from llama_bench.sweep_own import DERIVED
 
 TORCH, ITSELF = "torch in fp32", "the file itself, not optimised"
 """What the arms of a cell are checked against, in words: of a Llama, and of an own model."""
@@ -125,7 +133,7 @@ def _make(planner: _Planner) -> Plan:
         for part in shared:
             cells.append(
                 Cell(
-                    _hash(_strings("cell", part.identity, target_spec, measure)),
+                    hashed(json_strings("cell", part.identity, target_spec, measure)),
                     part.model,
                     part.workload_name,
                     sweep.workloads[part.workload_name],
@@ -139,25 +147,15 @@ def _make(planner: _Planner) -> Plan:
     return Plan(sweep, planner.artifacts, tuple(cells))
 
 
-class _Written(NamedTuple):
-    """A part of the sweep as artifacts keep it, and the JSON of it that ids are made of.
-
-    To write JSON is most of the work of a plan, so a part is written once for all the ids that it goes into.
-    """
-
-    spec: Any
-    json: str
-
-
 class _Planner:
     """Holds the artifacts found so far and the parts' specs, each written down once for thousands of variants."""
 
     def __init__(self, sweep: Sweep, versions: Mapping[str, str]) -> None:
         self.sweep = sweep
-        self.versions = {stage: _json(version) for stage, version in versions.items()}
+        self.versions = {stage: as_json(version) for stage, version in versions.items()}
         self.artifacts: dict[str, Artifact] = {}
-        self.text = _written(sweep.measure.text and sweep.measure.text.model_dump())
-        self.workloads = {name: _written(workload.model_dump()) for name, workload in sweep.workloads.items()}
+        self.text = written(sweep.measure.text and sweep.measure.text.model_dump())
+        self.workloads = {name: written(workload.model_dump()) for name, workload in sweep.workloads.items()}
         self.graphs = {
             (name, cache): _graph(workload, cache)
             for name, workload in sweep.workloads.items()
@@ -168,13 +166,13 @@ class _Planner:
 
     def measured(self, model: AnyModel) -> list[_Measured]:
         """Plan the artifacts of `model`, and what is measured with each workload."""
-        spec = (_own_written if isinstance(model, OwnModel) else _written)(model.model_dump(exclude={"name"}))
+        spec = (own_written if isinstance(model, OwnModel) else written)(model.model_dump(exclude={"name"}))
         return [self._measured(model, spec, workload_name) for workload_name in self.sweep.workloads]
 
-    def _measured(self, model: AnyModel, spec: _Written, workload_name: str) -> _Measured:
+    def _measured(self, model: AnyModel, spec: Written, workload_name: str) -> _Measured:
         label, workload = model.label, self.workloads[workload_name]
         if isinstance(model, OwnModel):
-            what, exported, text, stage = "as it is", _written(ANY.model_dump()), _written(None), "own "
+            what, exported, text, stage = "as it is", written(ANY.model_dump()), written(None), "own "
         else:
             (what, exported), text, stage = self.graphs[workload_name, model.cache], self.text, ""
         export = self._root("export", f"export {label} {what}", stage, model=spec, workload=exported)
@@ -189,17 +187,17 @@ class _Planner:
         base = next(arm for arm in arms if arm.name == self.sweep.measure.baseline)
         identity = {
             "model": spec.json,
-            "workload": _object({workload_name: workload.json}),
+            "workload": json_object({workload_name: workload.json}),
             "export": f'"{export}"',
             "reference": f'"{reference}"',
-            "arms": _object({arm.name: _strings(arm.variant, self.recipes[arm.name].id) for arm in arms}),
+            "arms": json_object({arm.name: json_strings(arm.variant, self.recipes[arm.name].id) for arm in arms}),
         }
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
-        return _Measured(model, workload_name, reference, (*arms, control), _hash(_array(_object(identity))))
+        return _Measured(model, workload_name, reference, (*arms, control), hashed(json_array(json_object(identity))))
 
-    def _root(self, kind: Literal["export", "reference"], label: str, stage: str, **parts: _Written) -> str:
-        written = _object({key: part.json for key, part in parts.items()})
-        name = _hash(_array(f'"{kind}"', written, self.versions.get(stage + kind, '""')))
+    def _root(self, kind: Literal["export", "reference"], label: str, stage: str, **parts: Written) -> str:
+        said = json_object({key: part.json for key, part in parts.items()})
+        name = hashed(json_array(f'"{kind}"', said, self.versions.get(stage + kind, '""')))
         if name not in self.artifacts:
             self.artifacts[name] = Artifact(name, kind, None, {key: part.spec for key, part in parts.items()}, label)
         return name
@@ -210,7 +208,7 @@ class _Planner:
         for step in steps:
             key = (parent, step.label)
             if key not in self.children:
-                name = _hash(_array(f'"{parent}"', step.json, self.versions.get(step.family, '""')))
+                name = hashed(json_array(f'"{parent}"', step.json, self.versions.get(step.family, '""')))
                 self.artifacts[name] = Artifact(name, "pass", parent, step.spec, f"{step.label} on {where}")
                 self.children[key] = name
             parent = self.children[key]
@@ -234,19 +232,19 @@ class _Recipe(NamedTuple):
 def _recipe(recipe: Recipe) -> _Recipe:
     spec = recipe.model_dump()
     steps = zip(recipe.passes, spec["passes"], strict=True)
-    return _Recipe(digest(spec), tuple([_Step(step.label, step.family, *_written(said)) for step, said in steps]))
+    return _Recipe(digest(spec), tuple([_Step(step.label, step.family, *written(said)) for step, said in steps]))
 
 
 ANY = Workload(kind="prefill", sequence=1)
 """What stands for all workloads where a graph serves them all."""
 
 
-def _graph(workload: Workload, cache: bool) -> tuple[str, _Written]:
+def _graph(workload: Workload, cache: bool) -> tuple[str, Written]:
     """Return what an export for `workload` is called, and its workload; with a cache it serves any kind and length."""
     if cache:
         workload = Workload(kind="prefill", sequence=1, outputs=workload.outputs)
     what = str(workload.outputs) if cache else f"{workload.kind} {workload.batch}x{workload.sequence}"
-    return what, _written(workload.model_dump())
+    return what, written(workload.model_dump())
 
 
 @contextmanager
@@ -259,55 +257,3 @@ def _nothing_is_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-PLACES = ("source", "file")
-"""Keys of a sweep that say where something lies; beside each stands the hash of what lies there."""
-
-
-def _written(spec: Any) -> _Written:
-    return _Written(spec, _json(_without_places(spec) if isinstance(spec, dict) else spec))
-
-
-def _own_written(spec: dict[str, Any]) -> _Written:
-    """Return an own model as it is written: its hash stands for the file and for all that follows from it.
-
-    Its inputs may have any names, those of PLACES too.
-    """
-    return _Written(spec, _json({key: value for key, value in spec.items() if key not in ("onnx", *DERIVED)}))
-
-
-def _without_places(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return `spec` without the keys that say where something lies."""
-    return {
-        key: _without_places(value) if isinstance(value, dict) else value
-        for key, value in spec.items()
-        if key not in PLACES
-    }
-
-
-def digest(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that identify `parts` (what JSON can write, keys in any order; else TypeError)."""
-    return _hash(_json(parts))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-"""What digests are made of. Below are its arrays and objects from members that are already written."""
-
-
-def _array(*items: str) -> str:
-    return f"[{','.join(items)}]"
-
-
-def _object(members: Mapping[str, str]) -> str:
-    """Return an object; nothing in its keys needs escaping."""
-    return "{" + ",".join([f'"{key}":{members[key]}' for key in sorted(members)]) + "}"
-
-
-def _strings(*items: str) -> str:
-    """Return an array of strings; nothing in them needs escaping."""
-    return '["' + '","'.join(items) + '"]'

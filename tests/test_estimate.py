@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama_bench.estimate import (
-    arm_bytes,
-    build_kind,
-    build_memory,
-    cell_seconds,
-    estimates,
-    flops,
-    moved_bytes,
-    output_bytes,
-)
+from llama_bench.counts import flops, moved_bytes, output_bytes
+from llama_bench.estimate import arm_bytes, build_kind, build_memory, cell_seconds, estimates
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import make
 from llama_bench.sweep import Measure, Model, Pass, Recipe, Sweep, Target, Workload

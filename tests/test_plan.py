@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_bench import plan
+from llama_bench.ids import digest
 from llama_bench.sweep import Measure, Model, Pass, Recipe, Session, Sweep, Target, Text, Workload
 
 from .effort import calls
@@ -205,10 +206,10 @@ def test_two_equal_recipes_share_their_variant() -> None:
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys_and_refuses_what_is_not_json() -> None:
-    assert plan.digest({"a": 1, "b": [2]}) == plan.digest({"b": [2], "a": 1}) != plan.digest({"a": 1, "b": 2})
-    assert len(plan.digest("x")) == 16
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": 2})
+    assert len(digest("x")) == 16
     with pytest.raises(TypeError):
-        plan.digest({1, 2})
+        digest({1, 2})
 
 
 def test_an_id_is_the_digest_of_what_shapes_it() -> None:
@@ -218,10 +219,10 @@ def test_an_id_is_the_digest_of_what_shapes_it() -> None:
     [cell] = made.cells
     spec, workload = cell.model.model_dump(exclude={"name"}), cell.workload.model_dump()
     read = {key: value for key, value in text.model_dump().items() if key != "file"}
-    export = plan.digest("export", {"model": without_source(spec), "workload": workload}, VERSIONS["export"])
-    a = plan.digest(export, Pass(family="onnxoptimizer", name="a").model_dump(), VERSIONS["onnxoptimizer"])
-    ab = plan.digest(a, Pass(family="onnxoptimizer", name="b").model_dump(), VERSIONS["onnxoptimizer"])
-    reference = plan.digest("reference", {"model": without_source(spec), "workload": workload, "text": read}, "")
+    export = digest("export", {"model": without_source(spec), "workload": workload}, VERSIONS["export"])
+    a = digest(export, Pass(family="onnxoptimizer", name="a").model_dump(), VERSIONS["onnxoptimizer"])
+    ab = digest(a, Pass(family="onnxoptimizer", name="b").model_dump(), VERSIONS["onnxoptimizer"])
+    reference = digest("reference", {"model": without_source(spec), "workload": workload, "text": read}, "")
     assert set(made.artifacts) == {export, reference, a, ab}
     identity = {
         "model": without_source(spec),
@@ -229,13 +230,12 @@ def test_an_id_is_the_digest_of_what_shapes_it() -> None:
         "export": export,
         "reference": reference,
         "arms": {
-            name: [variant, plan.digest(recipes[name].model_dump())]
-            for name, variant in (("original", export), ("ab", ab))
+            name: [variant, digest(recipes[name].model_dump())] for name, variant in (("original", export), ("ab", ab))
         },
     }
-    target = plan.digest({"cpu": cell.target.model_dump()})
-    measured = plan.digest(made.sweep.measure.model_dump())
-    assert cell.id == plan.digest("cell", plan.digest(identity), target, measured)
+    target = digest({"cpu": cell.target.model_dump()})
+    measured = digest(made.sweep.measure.model_dump())
+    assert cell.id == digest("cell", digest(identity), target, measured)
 
 
 def without_source(spec: dict[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def seconds(design: Design) -> tuple[float, float]:
     depends on the machine. Only slowed cells are given more restarts than the pilot's.
     """
     from llama_bench import calibration
-    from llama_bench.estimate import cell_seconds, model_bytes
+    from llama_bench.counts import model_bytes
+    from llama_bench.estimate import cell_seconds
 
     sweep = calibration.sweep(design)
     size = model_bytes(sweep.models[0])

@@ -8,7 +8,8 @@ from llama_bench import results
 from llama_bench.bench import machine
 from llama_bench.cluster.job import Job
 from llama_bench.cluster.launch import DEADLINE_S
-from llama_bench.estimate import LOAD_BYTES_PER_S, flops, model_bytes, moved_bytes, scored
+from llama_bench.counts import flops, model_bytes, moved_bytes, scored
+from llama_bench.estimate import LOAD_BYTES_PER_S
 from llama_bench.store import Store
 
 LEAST_S = 120.0  # imports, a compiler, and a machine that does something else for a while

@@ -25,8 +25,8 @@ from llama_bench.cluster.fleet import LOOK_S, Fleet
 from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.measure import Measuring
 from llama_bench.cluster.metrics import Metrics, counted
+from llama_bench.counts import model_bytes, reference_bytes
 from llama_bench.errors import WorkError
-from llama_bench.estimate import model_bytes, reference_bytes
 from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llama_bench import results
+from llama_bench.ids import digest
 from llama_bench.model import source
 from llama_bench.own import describe
-from llama_bench.plan import Plan, digest
+from llama_bench.plan import Plan
 from llama_bench.store import Store
 from llama_bench.sweep import AnyModel, OwnModel
 

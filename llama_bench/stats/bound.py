@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from llama_bench.counts import flops, moved_bytes
 from llama_bench.errors import InputError
-from llama_bench.estimate import flops, moved_bytes
 from llama_bench.passes import find
 from llama_bench.sweep import AnyModel, Model, OwnModel, Recipe, Sweep, Workload
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from llama_bench import engines, estimate, graph, plan
+from llama_bench import counts, engines, estimate, graph, plan
 from llama_bench.bench.accuracy import bounds, compare
 from llama_bench.cli.common import catalogue
 from llama_bench.cluster.build import build
@@ -150,7 +150,7 @@ def test_fusions_find_their_patterns_in_somebody_elses_graph(tmp_path: Path) -> 
     made = planned(tmp_path, "{fuse: skip_norm}, {fuse: qkv}, {fuse: swiglu}")
     store = built(made, tmp_path)
     own, workload = made.sweep.models[0], made.sweep.workloads["prefill"]
-    counted, known = estimate.flops(own, workload), estimate.flops(llama, workload)
+    counted, known = counts.flops(own, workload), counts.flops(llama, workload)
     assert known < counted < 1.01 * known  # positions times RoPE's frequencies is a product too
     variant = store.fetch(made.cells[0].arms[1].variant)
     assert graph.histogram(graph.load(variant / "model.onnx"))["SkipSimplifiedLayerNormalization"] == 2
@@ -211,7 +211,7 @@ def test_a_plan_says_what_an_own_model_takes(tmp_path: Path) -> None:
     # where products cannot be counted, two operations a weight and token are a guess
     [cost] = model.costs
     unknown = model.model_copy(update={"costs": (cost.model_copy(update={"uncounted": "x", "operations": 0}),)})
-    assert estimate.flops(unknown, workload) == 2 * model.product_bytes / 4 * 6
+    assert counts.flops(unknown, workload) == 2 * model.product_bytes / 4 * 6
 
 
 def test_no_run_is_faster_than_its_products_and_an_unknown_count_bounds_nothing(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from llama_bench.counts import flops, moved_bytes
 from llama_bench.engines import onnxruntime as engine
-from llama_bench.estimate import flops, moved_bytes
 from llama_bench.stats.bound import (
     Bound,
     Rates,
