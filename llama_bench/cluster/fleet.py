@@ -44,8 +44,7 @@ class Fleet:
         self.facts: dict[str, dict[str, Any]] = {}
         self.hardware: dict[str, str] = {}
         self._new: dict[str, Introduction] = {}
-        self._lame: dict[str, str] = {}  # node → why it does not reach the store
-        self._ask_again_at: dict[str, float] = {}
+        self._lame: dict[str, tuple[str, float]] = {}  # node → why it does not reach the store, when it is asked again
         self._lost_at: dict[str, float] = {}  # tag → when its last node was lost
         self._looked_at = float("-inf")
 
@@ -64,14 +63,14 @@ class Fleet:
         self._looked_at = time.monotonic()
         alive = {node.id: node for node in connect.nodes()}
         changed = self._forget(alive)
-        late = {node_id for node_id, at in self._ask_again_at.items() if time.monotonic() < at}
+        late = {node_id for node_id, (_, at) in self._lame.items() if time.monotonic() < at}
         known = {node.id for node in self.nodes} | set(self._new) | late
         for node in alive.values():
             if node.id not in known and (node.builds or self._serves(node)):
                 self._new[node.id] = Introduction(self._store, node)
         changed |= self._welcome(ANSWER_S if wait else 0.0)
         if wait and self._lame and not self.nodes:
-            node_id, why = next(iter(self._lame.items()))
+            node_id, (why, _) = next(iter(self._lame.items()))
             raise WorkError(f"no node reaches the store; {alive[node_id].address}: {why}")
         return changed
 
@@ -147,7 +146,6 @@ class Fleet:
                 continue
             came = True
             self._lame.pop(node_id, None)
-            self._ask_again_at.pop(node_id, None)
             self.nodes.append(new.node)
             self.facts[node_id], self.hardware[node_id] = answer.facts, machine.fingerprint(answer.facts)
             for doubt in machine.doubts(answer.facts) if self._serves(new.node) else ():
@@ -157,9 +155,9 @@ class Fleet:
 
     def _leave_out(self, node: Node, why: str) -> None:
         """Give a node no work until it is asked again."""
-        self._ask_again_at[node.id] = time.monotonic() + ASK_AGAIN_S
-        if self._lame.get(node.id) != why:
-            self._lame[node.id] = why
+        told, _ = self._lame.get(node.id, ("", 0.0))
+        self._lame[node.id] = why, time.monotonic() + ASK_AGAIN_S
+        if told != why:
             self._on_event(Event("doubt", node.address, detail=f"left out, it does not reach the store: {why}"))
 
     def _serves(self, node: Node) -> bool:
