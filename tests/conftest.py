@@ -26,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_terminal() -> None:
-    """Output is as wide as into a pipe, whatever the terminal of those who test (or pytest-xdist) says."""
+    """Output is as wide as into a pipe, whatever the terminal of those who test (or pytest-xdist) says or cannot do."""
     os.environ.pop("COLUMNS", None)
+    os.environ["TERM"] = "xterm"
 
 
 @pytest.fixture(scope="session")
