@@ -31,6 +31,12 @@ def no_terminal() -> None:
     os.environ["TERM"] = "xterm"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_ceilings() -> None:
+    """Whole runs do without the ceilings of this machine, which take longer than all else of a tiny one."""
+    os.environ["LLAMA_BENCH_CEILINGS"] = "0"
+
+
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
     """The module tests/stats/synthetic.py: `world(recipes, …)` and `Truth`."""

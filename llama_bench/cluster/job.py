@@ -27,7 +27,7 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODE_MEMORY_SHARE = 0.8
 """Share of a node's memory for the arms of a cell: the coordinator and Ray need the rest."""
 
-SLOT_S = 1.0
+SLOT_S = 0.5
 """Between two slots that are told to who watches."""
 
 ARM_TRIES = 2

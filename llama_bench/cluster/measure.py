@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
 from llama_bench.sweep import Measure, Target
+
+CEILINGS = "LLAMA_BENCH_CEILINGS"
+"""Environment variable: at 0 the ceilings of nodes are not measured, which takes some seconds a run and target."""
 
 HOLD_S = 120.0
 """A node that somebody else holds for longer is a failure, not an endless wait."""
@@ -175,6 +179,7 @@ class Measuring:
             self.fleet.facts[node.id],
             _memory(node),
             self.retry_failed,
+            ceilings=os.environ.get(CEILINGS, "") != "0",
             elsewhere=self._waiting.elsewhere(cell, node),
         )
         strategy = PlacementGroupSchedulingStrategy(place.group, 0, placement_group_capture_child_tasks=True)

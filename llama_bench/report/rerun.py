@@ -50,9 +50,10 @@ def sweep_file(sweep: Row) -> str:
         "recipes": {name: _recipe(recipe) for name, recipe in full["recipes"].items()},
         **{key: _without_hashes(full[key]) for key in ("workloads", "targets", "measure") if full.get(key)},
     }
-    yaml = YAML()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # the order of the sweep
     yaml.default_flow_style = None  # what holds no collection goes on one line
-    yaml.width = 120
+    yaml.width = 1000  # a model on one line
     buffer = io.StringIO()
     yaml.dump(written, buffer)
     return buffer.getvalue()

@@ -336,16 +336,21 @@ class Chaos:
     def _store(self) -> Callable[[], None]:
         """Take the store away until somebody has noticed, as a file server does that is started again."""
         away, before = self.store.with_name("away"), self.coordinators()
+        told = self._outages()
         self.store.rename(away)
         self.store.touch()
         until = time.monotonic() + OUTAGE_S
-        while time.monotonic() < until and "Not a directory" not in self.log():
+        while time.monotonic() < until and self._outages() == told:
             if any(not process.is_running() for process in before.values()):
                 break
             time.sleep(0.2)
         self.store.unlink()
         away.rename(self.store)
         return _nothing
+
+    def _outages(self) -> int:
+        """How often the driver has said that the store is away: an earlier outage is no news."""
+        return self.log_file.read_text().count(EVIDENCE["store"])
 
     def _let_builds_die(self) -> None:
         """Kill a build without a word, as the kernel does where memory is short."""
