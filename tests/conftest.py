@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(ALONE))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is not None)
+    items.sort(key=lambda item: any(marker.args == (ALONE,) for marker in item.iter_markers("xdist_group")))
 
 
 @pytest.fixture(scope="session", autouse=True)

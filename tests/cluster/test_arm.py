@@ -105,6 +105,7 @@ def test_an_arm_that_answers_something_else_is_outside_its_bound(sweep: Sweep, s
     assert outside == ["hidden_states"]
 
 
+@pytest.mark.xdist_group("alone")  # busy loops are timed
 def test_a_slowdown_takes_its_share_of_the_arms_own_median_and_says_what_it_took(sweep: Sweep, store: Store) -> None:
     arm, _, _ = loaded(sweep, store, slowdown=2.0)
     arm.warm_up()

@@ -111,6 +111,7 @@ def test_a_known_slowdown_is_found_and_what_it_took_is_kept(two_arms: dict[str, 
     assert math.log(row["speedup"]) == pytest.approx(truth, abs=0.8)
 
 
+@pytest.mark.xdist_group("alone")  # busy loops are timed, and a verdict hangs on them
 def test_the_fastest_arm_is_confirmed_on_fresh_restarts_of_it_alone(tiny: dict[str, Any], store: Store) -> None:
     tiny["recipes"] = {"slowed": {"session": {"slowdown": 9.0}}, "original": {}, "less": {"session": {"slowdown": 4.0}}}
     tiny["measure"] |= {"baseline": "slowed", "restarts": 3}
