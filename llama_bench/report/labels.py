@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 Mark = tuple[float, float, float]
 """x, y, radius"""
 
@@ -90,13 +93,14 @@ def place(names: Sequence[Name], obstacles: Sequence[Mark], inside: Box, height:
     is left out, or if it is needed takes the place where it covers the least.
     """
     placed: list[Label] = []
+    covered = np.asarray(obstacles, dtype=float).reshape(-1, 3)
     for name in names:
         width = letter * (1.08 if name.bold else 1.0) * len(name.text)
         rings = RINGS if name.needed else RINGS[:NEAR]
         candidates = [(box, apart) for box, apart in _around(name.mark, width, height, rings) if box.within(inside)]
         least, best = math.inf, None
         for box, apart in candidates:
-            clashes = _clashes(box, placed, obstacles)
+            clashes = _clashes(box, placed, covered)
             if clashes < least:
                 least, best = clashes, Label(name, box, apart)
             if not clashes:
@@ -119,6 +123,8 @@ def _around(mark: Mark, width: float, height: float, rings: Sequence[float]) -> 
             yield box, ring > RINGS[0]
 
 
-def _clashes(box: Box, placed: Sequence[Label], obstacles: Sequence[Mark]) -> int:
+def _clashes(box: Box, placed: Sequence[Label], obstacles: npt.NDArray[np.float64]) -> int:
     """How many names and marks a name at `box` would cover; a name counts more, since two on each other are lost."""
-    return 3 * sum(box.meets(label.box) for label in placed) + sum(box.covers(mark) for mark in obstacles)
+    x, y, radius = obstacles.T  # all at once: a chart of fifty arms asks a hundred thousand times
+    across, down = x - x.clip(box.left, box.right), y - y.clip(box.top, box.bottom)
+    return 3 * sum(box.meets(label.box) for label in placed) + int((across**2 + down**2 < radius**2).sum())

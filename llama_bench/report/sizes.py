@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 SCALES = ("linear", "log")
 """Scales of time against size; a log scale is shown first where times differ by more than threefold."""
 
-MOST = 24
+MOST = 16
 """Recipes that have a figure of time against size, of one target, workload and family of models."""
 
 
