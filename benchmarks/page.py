@@ -22,6 +22,8 @@ from typing import Any
 
 from scale import timed
 
+from llama_bench.store import Store
+
 ROOT = Path(__file__).parent.parent
 MODELS, RECIPES, RESTARTS, BLOCKS, RUNS = 10, 50, 6, 4, 84
 
@@ -49,25 +51,11 @@ def write_run(folder: Path) -> Path:
     run = folder / "synthetic" / "20260102T030405Z-f00d"
     for n, size in enumerate(sizes):
         one = made.world(recipes, sizes=(size,), seed=n, text=True, **shape)
-        made.World(whole.run, one.rows).write(folder) if n == 0 else _parts(made, one, folder)
+        if n == 0:
+            made.World(whole.run, one.rows).write(folder)
+        else:
+            one.write_parts(Store(folder), "synthetic/20260102T030405Z-f00d")
     return run
-
-
-def _parts(made: ModuleType, one: Any, folder: Path) -> None:
-    """Write the parts of a further model beside those that are there."""
-    from llama_bench.parts import write_part
-    from llama_bench.schemas import SCHEMAS
-    from llama_bench.store import Store
-
-    store = Store(folder)
-    for dataset in sorted(SCHEMAS, key=lambda dataset: dataset == "pieces"):
-        stems: dict[str, list[dict[str, Any]]] = {}
-        for row in one.rows[dataset]:
-            restart = row.get("restart")
-            stem = f"{row['cell']}-x" if restart is None else f"{row['cell']}-r{restart:04d}"
-            stems.setdefault(stem, []).append(row)
-        for stem, rows in stems.items():
-            write_part(store, "synthetic/20260102T030405Z-f00d", dataset, stem, rows)
 
 
 def opening_s(page: Path) -> float:

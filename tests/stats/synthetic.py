@@ -88,6 +88,12 @@ class World:
     def write(self, folder: Path, name: str = "20260102T030405Z-f00d") -> Path:
         """Write the run into a local store as a measurement does, pieces last; return the run's folder."""
         store, run = Store(folder), f"synthetic/{name}"
+        self.write_parts(store, run)
+        assert write_run(store, run, self.run)
+        return folder / run
+
+    def write_parts(self, store: Store, run: str) -> None:
+        """Write the rows of every dataset as parts of `run`, pieces last."""
         for dataset in sorted(SCHEMAS, key=lambda dataset: dataset == "pieces"):
             stems: dict[str, list[dict[str, Any]]] = {}
             for row in self.rows[dataset]:
@@ -96,8 +102,6 @@ class World:
                 stems.setdefault(stem, []).append(row)
             for stem, rows in stems.items():
                 assert write_part(store, run, dataset, stem, rows)
-        assert write_run(store, run, self.run)
-        return folder / run
 
 
 def world(
