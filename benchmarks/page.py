@@ -25,6 +25,7 @@ from scale import timed
 from llama_bench.store import Store
 
 ROOT = Path(__file__).parent.parent
+RUN = "synthetic/20260102T030405Z-f00d"
 MODELS, RECIPES, RESTARTS, BLOCKS, RUNS = 10, 50, 6, 4, 84
 
 
@@ -48,13 +49,13 @@ def write_run(folder: Path) -> Path:
     sizes = tuple(256 * (n + 1) for n in range(MODELS))
     shape: dict[str, Any] = {"restarts": RESTARTS, "blocks": BLOCKS, "runs": RUNS}
     whole = made.world(recipes, sizes=sizes, **{**shape, "restarts": 0})
-    run = folder / "synthetic" / "20260102T030405Z-f00d"
+    run = folder / RUN
     for n, size in enumerate(sizes):
         one = made.world(recipes, sizes=(size,), seed=n, text=True, **shape)
         if n == 0:
             made.World(whole.run, one.rows).write(folder)
         else:
-            one.write_parts(Store(folder), "synthetic/20260102T030405Z-f00d")
+            one.write_parts(Store(folder), RUN)
     return run
 
 
@@ -80,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="page-")))
-        run = folder / "synthetic" / "20260102T030405Z-f00d"
+        run = folder / RUN
         if not run.is_dir():
             write_run(folder)
         out = folder / "report"

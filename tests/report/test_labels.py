@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,5 +66,5 @@ def test_names_that_need_not_be_cover_nothing_and_all_stay_inside(names: list[Na
     for i, label in enumerate(found):
         assert label.box.within(INSIDE)
         if not label.name.needed:
-            assert not any(label.box.covers(name.mark) for name in names)
+            assert not any(label.box.covers(np.array([name.mark])) for name in names)
             assert not any(label.box.meets(other.box) for other in found[:i])
