@@ -50,6 +50,7 @@ def test_a_run_measures_every_arm_of_every_restart_and_says_where_its_time_went(
     assert {"plan", "connect", "build", "start", "load", "warmup", "washout", "timed"} <= set(result.breakdown)
     assert min(result.breakdown.values()) >= 0
     assert [event.kind for event in events if event.kind == "restart"] == ["restart"] * 2
+    assert frames.ceilings.collect().is_empty()  # LLAMA_BENCH_CEILINGS is 0 here: tests/conftest.py
 
 
 def test_every_arm_of_every_restart_is_a_process_of_its_own(finished: Any) -> None:
