@@ -20,7 +20,7 @@ from llama_bench.ids import (
     written,
 )
 from llama_bench.sweep import CONTROL as CONTROL
-from llama_bench.sweep import AnyModel, OwnModel, Recipe, Sweep, Target, Workload
+from llama_bench.sweep import AnyModel, Chosen, OwnModel, Recipe, Sweep, Target, Workload
 
 TORCH, ITSELF = "torch in fp32", "the file itself, not optimised"
 """What the arms of a cell are checked against, in words: of a Llama, and of an own model."""
@@ -104,10 +104,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What the cells of one model and workload share on every target."""
+    """What the cells of one model and workload with the same recipes share on every target."""
 
-    model: AnyModel
-    workload_name: str
     reference: str
     arms: tuple[Arm, ...]
     identity: str
@@ -125,25 +123,24 @@ def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
 
 def _make(planner: _Planner) -> Plan:
     sweep = planner.sweep
-    shared = [part for model in sweep.models for part in planner.measured(model)]
     measure = digest(sweep.measure.model_dump())
+    targets = {name: digest({name: target.model_dump()}) for name, target in sweep.targets.items()}
     cells = []
-    for target_name, target in sweep.targets.items():
-        target_spec = digest({target_name: target.model_dump()})
-        for part in shared:
-            cells.append(
-                Cell(
-                    hashed(json_strings("cell", part.identity, target_spec, measure)),
-                    part.model,
-                    part.workload_name,
-                    sweep.workloads[part.workload_name],
-                    target_name,
-                    target,
-                    part.arms,
-                    sweep.measure.baseline,
-                    part.reference,
-                )
+    for chosen in sweep.chosen():
+        part = planner.measured(chosen)
+        cells.append(
+            Cell(
+                hashed(json_strings("cell", part.identity, targets[chosen.target], measure)),
+                chosen.model,
+                chosen.workload,
+                sweep.workloads[chosen.workload],
+                chosen.target,
+                sweep.targets[chosen.target],
+                part.arms,
+                chosen.baseline,
+                part.reference,
             )
+        )
     return Plan(sweep, planner.artifacts, tuple(cells))
 
 
@@ -163,14 +160,24 @@ class _Planner:
         }
         self.recipes = {name: _recipe(recipe) for name, recipe in sweep.recipes.items()}
         self.children: dict[tuple[str, str], str] = {}  # (parent, pass as it is written) → id
+        self.models: dict[str, Written] = {}  # label → spec
+        self.shared: dict[tuple[str, str, tuple[str, ...], str], _Measured] = {}
 
-    def measured(self, model: AnyModel) -> list[_Measured]:
-        """Plan the artifacts of `model`, and what is measured with each workload."""
-        spec = (own_written if isinstance(model, OwnModel) else written)(model.model_dump(exclude={"name"}))
-        return [self._measured(model, spec, workload_name) for workload_name in self.sweep.workloads]
+    def measured(self, chosen: Chosen) -> _Measured:
+        """Plan what a cell measures, and its artifacts; cells that differ in their targets alone share it."""
+        key = (chosen.model.label, chosen.workload, chosen.recipes, chosen.baseline)
+        if key not in self.shared:
+            self.shared[key] = self._measured(chosen.model, chosen.workload, chosen.recipes, chosen.baseline)
+        return self.shared[key]
 
-    def _measured(self, model: AnyModel, spec: Written, workload_name: str) -> _Measured:
-        label, workload = model.label, self.workloads[workload_name]
+    def _spec(self, model: AnyModel) -> Written:
+        if model.label not in self.models:
+            write = own_written if isinstance(model, OwnModel) else written
+            self.models[model.label] = write(model.model_dump(exclude={"name"}))
+        return self.models[model.label]
+
+    def _measured(self, model: AnyModel, workload_name: str, recipes: tuple[str, ...], baseline: str) -> _Measured:
+        label, spec, workload = model.label, self._spec(model), self.workloads[workload_name]
         if isinstance(model, OwnModel):
             what, exported, text, stage = "as it is", written(ANY.model_dump()), written(None), "own "
         else:
@@ -181,10 +188,10 @@ class _Planner:
         )
         where = f"{label}/{workload_name}"
         arms = [
-            Arm(name, recipe, self._variant(export, self.recipes[name].steps, where))
-            for name, recipe in self.sweep.recipes.items()
+            Arm(name, self.sweep.recipes[name], self._variant(export, self.recipes[name].steps, where))
+            for name in recipes
         ]
-        base = next(arm for arm in arms if arm.name == self.sweep.measure.baseline)
+        base = next(arm for arm in arms if arm.name == baseline)
         identity = {
             "model": spec.json,
             "workload": json_object({workload_name: workload.json}),
@@ -192,8 +199,10 @@ class _Planner:
             "reference": f'"{reference}"',
             "arms": json_object({arm.name: json_strings(arm.variant, self.recipes[arm.name].id) for arm in arms}),
         }
+        if baseline != self.sweep.measure.baseline:  # else it is among what `measure` says
+            identity["baseline"] = f'"{baseline}"'
         control = Arm(CONTROL, base.recipe, base.variant, control=True)
-        return _Measured(model, workload_name, reference, (*arms, control), hashed(json_array(json_object(identity))))
+        return _Measured(reference, (*arms, control), hashed(json_array(json_object(identity))))
 
     def _root(self, kind: Literal["export", "reference"], label: str, stage: str, **parts: Written) -> str:
         said = json_object({key: part.json for key, part in parts.items()})

@@ -7,19 +7,22 @@ YAML with line numbers, includes and error messages is the work of :mod:`llama_b
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeAlias
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from llama_bench.errors import nearest
+from llama_bench.sweep_cells import Choice, matching
 from llama_bench.sweep_model import Model, RopeScaling
 from llama_bench.sweep_own import AnyModel, OwnInput, OwnModel
 from llama_bench.sweep_part import Flag, Name, Part, Positive, Seed, refuse
 from llama_bench.sweep_recipe import Pass, Recipe, Session
 
 __all__ = [
-    "CONTROL", "KEYS", "STORE_FOLDERS", "AccuracyBounds", "AnyModel", "Kind", "Measure", "Model", "OwnInput",
-    "OwnModel", "Pass", "Recipe", "RopeScaling", "Session", "Sweep", "Target", "Text", "Workload",
+    "CONTROL", "KEYS", "STORE_FOLDERS", "AccuracyBounds", "AnyModel", "Choice", "Chosen", "Kind", "Measure", "Model",
+    "OwnInput", "OwnModel", "Pass", "Recipe", "RopeScaling", "Session", "Sweep", "Target", "Text", "Workload",
 ]  # fmt: skip
 
 CONTROL = "control"
@@ -145,6 +148,16 @@ class Measure(Part):
     seed: Seed = Field(0, description="Seed of the order of the arms.")
 
 
+class Chosen(NamedTuple):
+    """A cell that a sweep has: what is run where, its recipes in the sweep's order, and the baseline among them."""
+
+    model: AnyModel
+    workload: str
+    target: str
+    recipes: tuple[str, ...]
+    baseline: str
+
+
 class Sweep(Part):
     """A whole sweep file after includes and defaults: every model spelled out."""
 
@@ -154,6 +167,36 @@ class Sweep(Part):
     workloads: dict[Name, Workload] = Field(min_length=1, description="What is run, by name.")
     targets: dict[Name, Target] = Field(min_length=1, description="Hardware configurations, by name.")
     measure: Measure = Field(Measure(), description="How much is measured, and against what.")
+    cells: tuple[Choice, ...] = Field(
+        (), description="Which cells there are, in the order in which they are measured; all of them when left out."
+    )
+
+    def chosen(self) -> list[Chosen]:
+        """Return the cells that the entries of `cells` name, in their order; without entries all, target by target."""
+        if not self.cells:
+            every, base = tuple(self.recipes), self.measure.baseline
+            places = (
+                (model, name, target) for target in self.targets for model in self.models for name in self.workloads
+            )
+            return [Chosen(*place, every, base) for place in places]
+        found: dict[tuple[str, str, str], Chosen] = {}
+        models = {model.label: model for model in self.models}
+        for choice in self.cells:
+            base = choice.baseline or self.measure.baseline
+            picked = {base, *matching(self.recipes, *choice.recipes)}
+            recipes = tuple(name for name in self.recipes if name in picked)
+            named = itertools.product(
+                matching(self.targets, choice.target),
+                matching(models, choice.model),
+                matching(self.workloads, choice.workload),
+            )
+            for target, label, workload in named:
+                found.setdefault((target, label, workload), Chosen(models[label], workload, target, recipes, base))
+        return list(found.values())
+
+    def baselines(self) -> set[str]:
+        """Return the recipes that something is compared with."""
+        return {choice.baseline or self.measure.baseline for choice in self.cells} or {self.measure.baseline}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -168,8 +211,29 @@ class Sweep(Part):
             why = f"the baseline {baseline!r} is not a recipe of this sweep{nearest(baseline, self.recipes)}"
             raise refuse(why, "measure", "baseline")
         self._models_differ()
-        self._workloads_fit_models()
+        self._cells_are_here()
+        if not self.cells:
+            self._workloads_fit(self.models, self.workloads)
+        for cell in self.chosen() if self.cells else ():
+            self._workloads_fit([cell.model], {cell.workload: self.workloads[cell.workload]})
         return self
+
+    def _cells_are_here(self) -> None:
+        """Refuse an entry of `cells` with a pattern that nothing matches, or a baseline that is no recipe."""
+        labels = [model.label for model in self.models]
+        for i, choice in enumerate(self.cells):
+            patterns = (("model", choice.model, labels), ("workload", choice.workload, self.workloads))
+            for key, pattern, names in (*patterns, ("target", choice.target, self.targets)):
+                if not matching(names, pattern):
+                    raise refuse(f"no {key} matches {pattern!r}{nearest(pattern, names)}", "cells", i, key)
+            for k, pattern in enumerate(choice.recipes):
+                if not matching(self.recipes, pattern):
+                    raise refuse(
+                        f"no recipe matches {pattern!r}{nearest(pattern, self.recipes)}", "cells", i, "recipes", k
+                    )
+            if choice.baseline is not None and choice.baseline not in self.recipes:
+                why = f"the baseline {choice.baseline!r} is not a recipe of this sweep"
+                raise refuse(f"{why}{nearest(choice.baseline, self.recipes)}", "cells", i, "baseline")
 
     def _models_differ(self) -> None:
         labels: dict[str, int] = {}
@@ -184,10 +248,11 @@ class Sweep(Part):
                 why = f"the models {self.models[first].label!r} and {model.label!r} differ in nothing but their names"
                 raise refuse(why, "models", i)
 
-    def _workloads_fit_models(self) -> None:
-        own = next((model for model in self.models if isinstance(model, OwnModel)), None)
-        llamas = [model for model in self.models if isinstance(model, Model)]
-        for name, workload in self.workloads.items():
+    def _workloads_fit(self, models: Sequence[AnyModel], workloads: Mapping[str, Workload]) -> None:
+        """Refuse a workload that one of `models`, each of which is run with each of them, cannot be run with."""
+        own = next((model for model in models if isinstance(model, OwnModel)), None)
+        llamas = [model for model in models if isinstance(model, Model)]
+        for name, workload in workloads.items():
             if own is not None and workload.kind != "prefill":
                 why = f"{workload.kind} goes through a KV cache step by step, and model {own.label} is an ONNX file"
                 raise refuse(f"{why} that is run once: kind: prefill", "workloads", name, "kind")
@@ -195,7 +260,7 @@ class Sweep(Part):
             return
         shortest = min(llamas, key=lambda model: model.max_position_embeddings)
         heads = {model.head: model for model in reversed(llamas)}  # the first model of each kind is named
-        for name, workload in self.workloads.items():
+        for name, workload in workloads.items():
             if workload.longest > shortest.max_position_embeddings:
                 what, key = f"{workload.kind} of {workload.longest} tokens", KEYS[workload.kind][-1]
                 what = f"sequence {workload.longest}" if key == "sequence" else what

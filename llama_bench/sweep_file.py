@@ -212,7 +212,7 @@ def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
         if own is not None and recipe.engine in catalogue.networks:
             words = f"engine {recipe.engine!r} does not fit model {own.label}: {NEEDS_LLAMA}"
             raise tree.find(["recipes", name, "engine"]).error(words)
-        for model in sweep.models:
+        for model in _models_of(sweep, name):
             if found := catalogue.misfit(recipe.passes, model):
                 raise tree.find(["recipes", name, "passes", found[0]]).error(found[1])
         if recipe.engine not in catalogue.engines:
@@ -226,6 +226,14 @@ def _check_words(sweep: Sweep, tree: Tree, catalogue: Catalogue) -> None:
         for target in sweep.targets.values():
             if why := catalogue.unfit(recipe, target):
                 raise tree.find(["recipes", name, "session"]).error(why)
+
+
+def _models_of(sweep: Sweep, recipe: str) -> list[AnyModel]:
+    """Return the models that a recipe is applied to."""
+    if not sweep.cells:
+        return list(sweep.models)
+    labels = {cell.model.label for cell in sweep.chosen() if recipe in cell.recipes}
+    return [model for model in sweep.models if model.label in labels]
 
 
 def _refuse_text(tree: Tree, own: OwnModel) -> None:
@@ -281,7 +289,7 @@ def select(sweep: Sweep, only: str) -> Sweep:
                 raise InputError(f"--only {only}: no {key} matches {pattern!r}{nearest(pattern, names[key])}")
             chosen[key].update(matches)
     if "recipe" in chosen:
-        chosen["recipe"].add(sweep.measure.baseline)
+        chosen["recipe"] |= {sweep.measure.baseline, *sweep.baselines()}
     kept = {key: chosen.get(key, set(names[key])) for key in names}
     return sweep.model_copy(
         update={

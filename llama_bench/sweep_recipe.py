@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llama_bench.sweep_part import Flag, Part, Scalar
 
@@ -54,6 +55,18 @@ def _yaml(value: Scalar | tuple[Scalar, ...]) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _of_a_library(name: str) -> str:
+    if re.fullmatch(r"(ORT|CUBLAS|CUBLASLT|CUDNN|NVIDIA)_[A-Z0-9_]+", name) is None:
+        raise ValueError(
+            f"{name!r} is no variable of ONNX Runtime, cuBLAS or cuDNN: ORT_…, CUBLAS_…, CUDNN_…, NVIDIA_…"
+        )
+    return name
+
+
+Variable: TypeAlias = Annotated[str, AfterValidator(_of_a_library)]
+"""An environment variable that ONNX Runtime or a library of CUDA reads: nothing else is a sweep's to set."""
+
+
 class Session(Part):
     """Session and provider options that are part of a recipe's idea; what is left out is the same in all arms."""
 
@@ -74,6 +87,9 @@ class Session(Part):
     )
     provider_options: dict[str, Scalar] = Field(default_factory=dict, description="Further options of the provider.")
     config: dict[str, str] = Field(default_factory=dict, description="Session configuration entries, by their key.")
+    environment: dict[Variable, str] = Field(
+        default_factory=dict, description="Variables of the arm's process for ONNX Runtime and CUDA: ORT_ENABLE_XQA, …"
+    )
 
 
 class Recipe(Part):

@@ -10,7 +10,7 @@ from llama_bench.sweep import AnyModel, OwnModel, Pass, Recipe, Sweep, Target
 from llama_bench.sweep_own import DERIVED, OwnCost
 from llama_bench.sweep_tree import GRID, Describe, DescribeOwn
 
-PARTS = ("models", "recipes", "workloads", "targets", "measure")
+PARTS = ("models", "recipes", "workloads", "targets", "measure", "cells")
 """The keys of a sweep that an include may bring; `name` is each file's own."""
 
 

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -120,6 +121,7 @@ def common(engine: str, session: Session, target: Target, physical_cores: int) -
         "enable_mem_pattern": True,
         "enable_mem_reuse": True,
         "config": dict(sorted({**CONFIG, **session.config}.items())),
+        "environment": dict(sorted(session.environment.items())),
     }
 
 
@@ -209,6 +211,7 @@ def load(model: Path, settings: Mapping[str, Any], adjust: Callable[[Any], None]
     import onnxruntime as ort
 
     provider = settings["provider"]
+    os.environ.update(settings.get("environment", {}))  # an arm's process is its own
     if provider not in ort.get_available_providers():
         raise WorkError(
             f"this build of ONNX Runtime has no {provider}{nearest(provider, ort.get_available_providers())}"

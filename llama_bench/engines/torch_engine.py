@@ -36,11 +36,15 @@ INDUCTOR: dict[str, dict[str, dict[str, bool]]] = {
         "bf16": {"freezing": True, "max_autotune": False},
         "fp16": {"freezing": True, "max_autotune": False},
     },
-    "cuda": {precision: {"freezing": False, "max_autotune": True} for precision in ("fp32", "bf16", "fp16")},
+    # torch.compile's mode "max-autotune": kernels tuned, and replayed as a CUDA graph
+    "cuda": {
+        precision: {"max_autotune": True, "coordinate_descent_tuning": True, "triton.cudagraphs": True}
+        for precision in ("fp32", "bf16", "fp16")
+    },
 }
 """Device → precision → what inductor is told beyond its defaults."""
 
-NEVER = ("disabled_optimizers", "cuda_graph", "provider_options", "config")
+NEVER = ("disabled_optimizers", "cuda_graph", "provider_options", "config", "environment")
 """Keys of a recipe's session that are ONNX Runtime's."""
 
 

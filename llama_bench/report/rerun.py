@@ -48,7 +48,7 @@ def sweep_file(sweep: Row) -> str:
         "name": full["name"],
         "models": {**({"defaults": shared} if shared else {}), "sizes": sizes},
         "recipes": {name: _recipe(recipe) for name, recipe in full["recipes"].items()},
-        **{key: _without_hashes(full[key]) for key in ("workloads", "targets", "measure") if full.get(key)},
+        **{key: _without_hashes(full[key]) for key in ("workloads", "targets", "measure", "cells") if full.get(key)},
     }
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # the order of the sweep

@@ -179,17 +179,17 @@ def _cells_of_unserved(run: Row, sweep: Sweep) -> Iterator[dict[str, Any]]:
     for target in evidence.unserved_targets(run):
         if target in present or target not in sweep.targets:
             continue
-        for model in sweep.models:
-            for name, workload in sweep.workloads.items():
+        for cell in sweep.chosen():
+            if cell.target == target:
                 yield {
-                    "id": f"{model.label}/{name}/{target}",
-                    "model": model.label,
-                    "hidden_size": getattr(model, "hidden_size", None),  # an own model has none
-                    "workload": name,
+                    "id": f"{cell.model.label}/{cell.workload}/{target}",
+                    "model": cell.model.label,
+                    "hidden_size": getattr(cell.model, "hidden_size", None),  # an own model has none
+                    "workload": cell.workload,
                     "target": target,
-                    "tokens": workload.tokens,
-                    "arms": list(sweep.recipes),
-                    "baseline": sweep.measure.baseline,
+                    "tokens": sweep.workloads[cell.workload].tokens,
+                    "arms": list(cell.recipes),
+                    "baseline": cell.baseline,
                 }
 
 

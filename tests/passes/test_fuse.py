@@ -78,6 +78,7 @@ def test_all_fuses_every_layer_and_keeps_the_outputs(
         ("skip_norm", {"SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 4, "Reciprocal": -5}),
         ("qkv", {"MatMul": -4, "Split": 2}),
         ("gate_up", {"MatMul": -2, "Split": 2}),
+        ("turn", {"FusedMatMul": 14, "MatMul": -14, "Transpose": 0}),
         ("swiglu", {"QuickGelu": 2, "Sigmoid": -2, "Mul": -2}),
         ("attention", {"GroupQueryAttention": 2, "Softmax": -2, "LessOrEqual": -1, "Cos": -1, "Concat": -18}),
     ],
@@ -118,6 +119,21 @@ def test_packed_weights_are_the_three_side_by_side(exported: Callable[..., Any],
     assert sum(array.nbytes for array in new.values()) < sum(array.nbytes for array in old.values()) + 100
 
 
+def test_turned_weights_are_the_same_numbers_and_go_on_to_half_precision(
+    exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = exported(cache=True).applied(tmp_path / "fused", ALL)
+    after = before.applied(tmp_path / "turned", {"fuse": "turn"})
+    old, new = before.constants(), after.constants()
+    for node in after.nodes("FusedMatMul"):
+        name = node.input[1].removesuffix(".turned")
+        np.testing.assert_array_equal(new[node.input[1]], old[name].T)
+        assert name not in new
+    assert len(after.nodes("FusedMatMul")) == len(before.nodes("MatMul"))
+    half = after.applied(tmp_path / "half", {"precision": "fp16"})
+    assert {half.constants()[node.input[1]].dtype for node in half.nodes("FusedMatMul")} == {np.dtype(np.float16)}
+
+
 def test_norms_are_computed_with_the_graphs_own_epsilon(exported: Callable[..., Any], tmp_path: Path) -> None:
     after = exported(rms_norm_eps=1e-3).applied(tmp_path, {"fuse": "skip_norm"})
     for op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
@@ -142,7 +158,7 @@ def test_a_sum_that_broadcasts_is_not_taken_into_a_norm(static: Any, tmp_path: P
 def test_where_there_is_nothing_to_fuse_the_model_is_given_back(
     name: str, exported: Callable[..., Any], tmp_path: Path
 ) -> None:
-    before = exported(**CACHED).applied(tmp_path / "before", ALL, {"fuse": "gate_up"})
+    before = exported(**CACHED).applied(tmp_path / "before", ALL, {"fuse": "gate_up"}, {"fuse": "turn"})
     step, made = Pass(family="fuse", name=name), tmp_path / "made"
     effect = passes.apply(step, before.folder, made, before.model, before.workload, tmp_path)
     assert not effect.changed

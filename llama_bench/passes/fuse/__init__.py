@@ -65,6 +65,7 @@ PASSES: dict[str, PassInfo] = {
     ),
     "qkv": PassInfo("Query, key and value of a layer as one product, whose parts may have different widths.", **_FUSED),
     "gate_up": PassInfo("Gate and up of a layer as one product.", **_FUSED),
+    "turn": PassInfo("The weights of products as [out, in], which are turned in the product (FusedMatMul).", **_FUSED),
     "swiglu": PassInfo("SiLU as one QuickGelu with alpha 1.", **_FUSED),
     "last_token": PassInfo(
         "The last token alone in all that follows the last attention, where only its logits come out.",
@@ -107,13 +108,14 @@ def work(given: Work) -> None:
 
 def _fusions(given: Work) -> dict[str, Callable[[ir.Model], int]]:
     """Return name → function that changes a model in place and says how often it did."""
-    from llama_bench.passes.fuse import last_token, norm, pack, swiglu
+    from llama_bench.passes.fuse import last_token, norm, pack, swiglu, turn
 
     return {
         "norm": norm.fuse_norm,
         "skip_norm": norm.fuse_skip_norm,
         "qkv": pack.fuse_qkv,
         "gate_up": pack.fuse_gate_up,
+        "turn": turn.turn_weights,
         "swiglu": swiglu.fuse_swiglu,
         "last_token": last_token.keep_last_token,
         "attention": lambda model: _fuse_attention(model, given),
