@@ -54,6 +54,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("graph_bytes", _I), ("weight_bytes", _I), ("build_s", _F), ("changed", _B),
             ("graph_sha256", _S), ("executed_sha256", _S), ("executed_nodes", _I), ("executed_histogram", _S),
             ("placement_sha256", _S), ("placement", _S), ("settings_sha256", _S), ("settings", _S),
+            ("kernel_runs", _I), ("kernel_launches", _F), ("kernel_busy_s", _F), ("kernel_span_s", _F),
+            ("kernel_wall_s", _F),
+        ]
+    ),
+    # one row a kernel of an arm of a cell, or a kind of copy: what the GPU did in a profiled run
+    "kernels": pa.schema(
+        [
+            *_CELL, ("recipe", _S), ("control", _B), ("kernel", _S), ("class", _S), ("count", _F), ("seconds", _F),
         ]
     ),
     # one row an output of an arm in a restart: the timed session's answer against torch in fp32. The output "text"
@@ -109,6 +117,7 @@ SORT: dict[str, list[str]] = {
     "timings": ["cell", "restart", "group", "block", "position", "run_index"],
     "blocks": ["cell", "restart", "group", "block", "position"],
     "variants": ["cell", "control", "recipe"],
+    "kernels": ["cell", "control", "recipe", "class", "kernel"],
     "accuracy": ["cell", "restart", "group", "control", "recipe", "output"],
     "generations": ["cell", "restart", "group", "control", "recipe", "sequence"],
     "ceilings": ["hardware", "target", "what", "dtype"],

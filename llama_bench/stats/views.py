@@ -31,6 +31,7 @@ class Frames:
     timings: pl.LazyFrame
     blocks: pl.LazyFrame
     variants: pl.LazyFrame
+    kernels: pl.LazyFrame
     accuracy: pl.LazyFrame
     generations: pl.LazyFrame
     machines: pl.LazyFrame
