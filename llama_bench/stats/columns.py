@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_bench.columns import COMMON, Column, Words
-from llama_bench.stats import accuracy, cells, efficiency, generation, pareto, sizes, speedups
+from llama_bench.stats import accuracy, cells, efficiency, generation, kernels, pareto, sizes, speedups
 
 SCHEMAS: dict[str, Mapping[str, Any]] = {
     "speedups": speedups.SCHEMA,
@@ -17,6 +17,7 @@ SCHEMAS: dict[str, Mapping[str, Any]] = {
     "pareto": pareto.SCHEMA,
     "generation": generation.SCHEMA,
     "efficiency": efficiency.SCHEMA,
+    "gpu_time": kernels.SCHEMA,
 }
 """View → its columns and their types."""
 
@@ -157,6 +158,16 @@ VIEWS: dict[str, Words] = {
         "memory_bytes": Column(_B, "What the arm holds on the GPU; where it uses none, the most that its process had.", "no restart says"),
         "memory_of": Column("", "`GPU` or `host`.", "as `memory_bytes`"),
         "tokens_per_s_per_gb": Column("tokens / s / GB", "`tokens_per_s` for each 10⁹ bytes of `memory_bytes`.", "as `memory_bytes`"),
+    }),
+    "gpu_time": Words("a class of kernels of an arm whose kernels were seen, and one for the time in which none ran", {
+        "recipe": RECIPE,
+        "verdict": Column("", "As in `speedups`."),
+        "class": Column("", "As in `kernels`, and `idle`."),
+        "launches": Column("", "How many of them ran, a run.", "the class is `idle`"),
+        "seconds": Column(_S, "How long they took, a run; of `idle`, `time_s` less the time in which at least one ran."),
+        "share": Column(_SHARE, "`seconds` of `time_s`: where kernels ran side by side all shares are more than 1 together."),
+        "floor_s": Column(_S, "The least that the machine's own ceilings allow the class: 0 for what can be fused away.", "no ceilings were measured, or what must be done is not known"),
+        "time_s": Column(_S, "The run as it was timed, as in `speedups`; where it was not, as long as it took beside the profiler."),
     }),
 }
 # fmt: on

@@ -96,13 +96,13 @@ def change(arm: Row | None, baseline: Row | None) -> Change | None:
     )
 
 
-def placed(variant: Row) -> dict[str, int | None]:
+def placed(variant: Row, gpu: bool) -> dict[str, int | None]:
     """Return how many nodes a GPU's session runs on the CPU, and how many copy between the two.
 
-    `variant` is a row of `variants`. Both are None on a CPU, and where nothing is known of its placement.
+    `variant` is a row of `variants`. Both are None where `gpu` is False, and where nothing is known of its placement.
     """
-    found, settings = _placed(variant), _read(variant.get("settings"), {})
-    if not found or settings.get("provider", CPU) == CPU:
+    found = _placed(variant) if gpu else {}
+    if not found:
         return {"cpu_nodes": None, "memcpy_nodes": None}
     copies = sum(count for ops in found.values() for op, count in ops.items() if op in COPIES)
     return {"cpu_nodes": sum(found.get(CPU, {}).values()), "memcpy_nodes": copies}

@@ -123,7 +123,7 @@ def _row(cell: Row, name: str, verdict: Verdict, judged: Judged) -> dict[str, An
         "verdict": verdict.word,
         "smallest_effect": verdict.smallest_effect,
         "nodes_changed": known.variants.get(key, {}).get("nodes_changed"),
-        **placed(known.variants.get(key, {})),
+        **placed(known.variants.get(key, {}), known.sweep.targets[cell["target"]].needs_gpu),
         "kernel_launches": known.variants.get(key, {}).get("kernel_launches"),
         "no_op": verdict.word == "no-op",
         "evidence": "; ".join(filter(None, (verdict.evidence, confirmed.pop("sentence")))),
