@@ -58,8 +58,8 @@ SCHEMA: dict[str, Any] = {
     "floor_s": pl.Float64,
     "time_s": pl.Float64,
 }
-"""Columns of the view. `seconds` are those of the class in a run, `share` their share of `time_s`, which is the run as it
-was timed. The class `idle` is the time of a run beyond that in which a kernel or copy ran."""
+"""Columns of the view. `seconds` are those of the class in a run, `share` their share of `time_s`, the run as it was
+timed. The class `idle` is the time of a run beyond that in which a kernel or copy ran."""
 
 
 def table(judged: Judged, kernels: pl.LazyFrame, machines: pl.LazyFrame, ceilings: pl.LazyFrame) -> pl.DataFrame:
