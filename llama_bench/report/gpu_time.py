@@ -153,20 +153,23 @@ def _first(mine: pl.DataFrame, arms: pl.DataFrame) -> list[str]:
 
 def by_class(rows: pl.DataFrame, where: str) -> Table:
     """Return the table of classes: how many kernels, how long, against which floor, which share of the run."""
-    lines = tuple(
-        (
-            row["recipe"],
-            words(row["class"]),
-            _count(row["launches"]),
-            duration(row["seconds"], "ms"),
-            "0" if row["floor_s"] == 0 else duration(row["floor_s"], "ms"),
-            percent(row["floor_s"] / row["seconds"], 0) if row["floor_s"] and row["seconds"] else DASH,
-            percent(row["share"]),
-        )
-        for row in rows.to_dicts()
+    lines = tuple((row["recipe"], *class_row(row)) for row in rows.to_dicts())
+    return Table(f"Kernels by class: {where}", ("Recipe", *CLASS_COLUMNS), lines)
+
+
+CLASS_COLUMNS = ("Class", "Kernels", "Time (ms)", "Floor (ms)", "Floor reached", "Of the run")
+
+
+def class_row(row: Row) -> tuple[str, ...]:
+    """Return the cells of `CLASS_COLUMNS` for a row of the view."""
+    return (
+        words(row["class"]),
+        _count(row["launches"]),
+        duration(row["seconds"], "ms"),
+        "0" if row["floor_s"] == 0 else duration(row["floor_s"], "ms"),
+        percent(row["floor_s"] / row["seconds"], 0) if row["floor_s"] and row["seconds"] else DASH,
+        percent(row["share"]),
     )
-    columns = ("Recipe", "Class", "Kernels", "Time (ms)", "Floor (ms)", "Floor reached", "Of the run")
-    return Table(f"Kernels by class: {where}", columns, lines)
 
 
 def _longest(kernels: pl.DataFrame, recipe: str, most: int, mine: pl.DataFrame) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -29,6 +30,7 @@ from llama_bench.stats.bound import (
     limits,
     parts,
 )
+from llama_bench.stats.executed import placed
 from llama_bench.stats.judged import Judged
 from llama_bench.stats.ratios import name_arms
 from llama_bench.sweep import CONTROL, Model, OwnModel, Workload
@@ -62,33 +64,78 @@ SCHEMA: dict[str, Any] = {
 timed. The class `idle` is the time of a run beyond that in which a kernel or copy ran."""
 
 
-def table(judged: Judged, kernels: pl.LazyFrame, machines: pl.LazyFrame, ceilings: pl.LazyFrame) -> pl.DataFrame:
-    """Return the view: a row a class of every arm with a profile, in the tables' order, the longest class first.
+@dataclass(frozen=True, slots=True)
+class GpuTime:
+    """Where the time of one arm goes: its classes (rows as the view has them), its kernels, and what it leaves out.
 
-    `kernels`, `machines` and `ceilings` are the datasets.
+    `busy_s` is the time of a run in which a kernel or copy ran, `span_s` from the first one's start to the last one's
+    end, both as they were profiled. `cpu_nodes` and `memcpy_nodes` are None of an engine that executes no graph.
     """
+
+    classes: tuple[Row, ...]
+    kernels: tuple[Row, ...]
+    launches: float | None
+    busy_s: float | None
+    span_s: float | None
+    time_s: float
+    cpu_nodes: int | None
+    memcpy_nodes: int | None
+
+
+def table(judged: Judged, datasets: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
+    """Return the view: a row a class of every arm with a profile, in the tables' order, the longest class first."""
     by_arm: dict[Key, list[Row]] = {}
-    for row in name_arms(kernels).collect().to_dicts():
+    for row in name_arms(datasets["kernels"]).collect().to_dicts():
         by_arm.setdefault((row["cell"], row["recipe"]), []).append(row)
     if not by_arm:
         return pl.DataFrame(schema=SCHEMA)
-    rates = best(ceilings.collect().to_dicts())
-    hardware = dict(machines.select("cell", "hardware").unique().collect().iter_rows())
+    rates = _rates(judged, datasets)
     rows = []
     for cell in judged.known.cells:
-        here = rates.get((hardware.get(cell["id"]), cell["target"]))
         for name, verdict in judged.verdicts[cell["id"]].items():
-            seen, variant = by_arm.get((cell["id"], name)), judged.known.variants.get((cell["id"], name))
-            if not seen or variant is None:
-                continue
-            floor = None if here is None else _floor(judged, cell, name, variant, here, fused(seen))
-            time_s = judged.known.times.get((cell["id"], name), {}).get("time_s") or variant["kernel_wall_s"]
+            seen = by_arm.get((cell["id"], name), [])
             mine = {
                 **{key: cell[key] for key in ("model", "workload", "target")},
                 **{"cell": cell["id"], "recipe": name, "control": name == CONTROL, "verdict": verdict.word},
             }
-            rows += [{**mine, **one} for one in classes(seen, variant["kernel_busy_s"], time_s, floor)]
+            rows += [{**mine, **one} for one in _classes(judged, cell, name, seen, rates.get(cell["id"]))]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def of_arm(judged: Judged, datasets: Mapping[str, pl.LazyFrame], cell: Row, name: str) -> GpuTime | None:
+    """Return where the time of an arm goes, None where its kernels were not seen."""
+    mine = name_arms(datasets["kernels"].filter(pl.col("cell") == cell["id"])).filter(pl.col("recipe") == name)
+    seen = mine.sort("seconds", descending=True).collect().to_dicts()
+    found = _classes(judged, cell, name, seen, _rates(judged, datasets).get(cell["id"]))
+    if not found:
+        return None
+    variant = judged.known.variants[cell["id"], name]
+    return GpuTime(
+        classes=tuple(found),
+        kernels=tuple({key: row[key] for key in ("kernel", "class", "count", "seconds")} for row in seen),
+        launches=variant["kernel_launches"],
+        busy_s=variant["kernel_busy_s"],
+        span_s=variant["kernel_span_s"],
+        time_s=found[0]["time_s"],
+        **placed(variant, judged.known.sweep.targets[cell["target"]].needs_gpu),
+    )
+
+
+def _rates(judged: Judged, datasets: Mapping[str, pl.LazyFrame]) -> dict[str, Rates]:
+    """Cell → the ceilings of the machine that it was timed on, where both are known."""
+    rates = best(datasets["ceilings"].collect().to_dicts())
+    hardware = dict(datasets["machines"].select("cell", "hardware").unique().collect().iter_rows())
+    found = {cell["id"]: rates.get((hardware.get(cell["id"]), cell["target"])) for cell in judged.known.cells}
+    return {cell: one for cell, one in found.items() if one is not None}
+
+
+def _classes(judged: Judged, cell: Row, name: str, seen: Sequence[Row], rates: Rates | None) -> list[dict[str, Any]]:
+    variant = judged.known.variants.get((cell["id"], name))
+    if not seen or variant is None:
+        return []
+    floor = None if rates is None else _floor(judged, cell, name, variant, rates, fused(seen))
+    time_s = judged.known.times.get((cell["id"], name), {}).get("time_s") or variant["kernel_wall_s"]
+    return classes(seen, variant["kernel_busy_s"], time_s, floor)
 
 
 def classes(

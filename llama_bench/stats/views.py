@@ -79,10 +79,7 @@ def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames
         pareto=pl.defer(lambda: pareto.table(judged(), by_arm(), sized()), schema=pareto.SCHEMA),
         generation=pl.defer(lambda: generation.table(judged(), datasets["timings"]), schema=generation.SCHEMA),
         efficiency=pl.defer(lambda: efficiency.table(judged(), datasets["blocks"], sized()), schema=efficiency.SCHEMA),
-        gpu_time=pl.defer(
-            lambda: kernels.table(judged(), *(datasets[name] for name in ("kernels", "machines", "ceilings"))),
-            schema=kernels.SCHEMA,
-        ),
+        gpu_time=pl.defer(lambda: kernels.table(judged(), datasets), schema=kernels.SCHEMA),
         run=run,
         **{name: datasets[name] for name in schemas.SCHEMAS},
     )
