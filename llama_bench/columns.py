@@ -75,7 +75,7 @@ DATASETS: dict[str, Words] = {
         "busy_s": Column(_S, "What the recipe's `slowdown` took of `seconds`.", "the recipe has none; version 1"),
         "token_s": Column(_S, "Seconds of each new token of a `generate`; the first has its prompt in it.", "another workload; versions 1 and 2"),
     }),
-    "blocks": Words("a slot: one arm's turn in a block. What was seen of the machine is the whole block's, the same in all its rows", {
+    "blocks": Words("a slot: one arm's turn in a block. What was seen of the machine, but the energy, is the whole block's, the same in all its rows", {
         "log_seconds": Column("ln s", "The slot's value: mean of ln(seconds) of its timed runs."),
         "washout_runs": Column("", "Untimed runs before the timed ones."),
         "washout_s": Column(_S, "How long those took."),
@@ -86,6 +86,8 @@ DATASETS: dict[str, Words] = {
         "cpu_pressure": Column(_SHARE, "Of the block's time, that in which some task waited for a CPU, the cell's own arms too.", _UNSEEN),
         "sm_mhz": Column("MHz", "Clock of the GPU's processors at the block's end.", _NO_GPU),
         "power_w": Column("W", "Power of the GPU at the block's end: mean of its last second.", _NO_GPU),
+        "energy_j": Column("J", "What the whole GPU used from right before the slot to right after it, by its own counter.", f"{_NO_GPU}; older runs"),
+        "energy_s": Column(_S, "How long that was: washout, timed runs, and the few milliseconds around them.", "as `energy_j`"),
         "foreign": Column("", "A process on the GPU that is none of the cell's arms: `name (pid 123)`.", f"there was none; {_NO_GPU}"),
     }),
     "variants": Words("an arm of a cell: what its passes did to the graph, and what is really executed", {

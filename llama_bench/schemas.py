@@ -37,13 +37,13 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
     # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs. What was seen
-    # around it is its block's: `disturbed` says by what, and a block that is not `kept` was measured again
+    # around it is its block's, but for its energy: `disturbed` says by what, and a block not `kept` was measured again
     "blocks": pa.schema(
         [
             *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("log_seconds", _F),
             ("washout_runs", _I), ("washout_s", _F), ("timed_s", _F), ("started_at", _T), ("pid", _I),
             ("kept", _B), ("disturbed", _S), ("steal", _F), ("cpu_pressure", _F), ("sm_mhz", _F), ("power_w", _F),
-            ("throttle", _S), ("foreign", _S),
+            ("throttle", _S), ("foreign", _S), ("energy_j", _F), ("energy_s", _F),
         ]
     ),
     # one row an arm of a cell: what its passes did to the graph, and what ONNX Runtime really executes

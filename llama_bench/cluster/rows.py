@@ -71,6 +71,7 @@ def restart_rows(
                 "started_at": slot["at"],
                 "pid": process[name]["pid"],
                 **asdict(slot["seen"]),
+                **asdict(slot["energy"]),
             }
         )
     for name, answers in said.items():
