@@ -25,6 +25,7 @@ class Words(NamedTuple):
 _S, _B, _SHARE = "s", "bytes", "share"
 _NO_GPU = "no GPU, or it does not tell"
 _UNSEEN = "it cannot be seen on this machine"
+_NO_PROFILE = "there is no GPU, or its kernels could not be seen, or a run from before this column"
 _APPROXIMATE = "nothing is asked of this output"
 
 # fmt: off
@@ -74,7 +75,7 @@ DATASETS: dict[str, Words] = {
         "busy_s": Column(_S, "What the recipe's `slowdown` took of `seconds`.", "the recipe has none; version 1"),
         "token_s": Column(_S, "Seconds of each new token of a `generate`; the first has its prompt in it.", "another workload; versions 1 and 2"),
     }),
-    "blocks": Words("a slot: one arm's turn in a block. What was seen of the machine is the whole block's, the same in all its rows", {
+    "blocks": Words("a slot: one arm's turn in a block. What was seen of the machine, but the energy, is the whole block's, the same in all its rows", {
         "log_seconds": Column("ln s", "The slot's value: mean of ln(seconds) of its timed runs."),
         "washout_runs": Column("", "Untimed runs before the timed ones."),
         "washout_s": Column(_S, "How long those took."),
@@ -85,6 +86,8 @@ DATASETS: dict[str, Words] = {
         "cpu_pressure": Column(_SHARE, "Of the block's time, that in which some task waited for a CPU, the cell's own arms too.", _UNSEEN),
         "sm_mhz": Column("MHz", "Clock of the GPU's processors at the block's end.", _NO_GPU),
         "power_w": Column("W", "Power of the GPU at the block's end: mean of its last second.", _NO_GPU),
+        "energy_j": Column("J", "What the whole GPU used from right before the slot to right after it, by its own counter.", f"{_NO_GPU}; older runs"),
+        "energy_s": Column(_S, "How long that was: washout, timed runs, and the few milliseconds around them.", "as `energy_j`"),
         "foreign": Column("", "A process on the GPU that is none of the cell's arms: `name (pid 123)`.", f"there was none; {_NO_GPU}"),
     }),
     "variants": Words("an arm of a cell: what its passes did to the graph, and what is really executed", {
@@ -108,6 +111,17 @@ DATASETS: dict[str, Words] = {
         "placement": Column("", "JSON object: provider → operator → nodes that it ran in one profiled run.", "as `executed_sha256`"),
         "settings_sha256": Column("", "Hash of `settings`."),
         "settings": Column("", "JSON object: session and provider options, threads, environment; all that is set."),
+        "kernel_runs": Column("", "Runs that were profiled on the GPU.", _NO_PROFILE),
+        "kernel_launches": Column("", "Kernels that the GPU ran, a run; those that a CUDA graph replays too, copies not.", _NO_PROFILE),
+        "kernel_busy_s": Column(_S, "Time in which at least one kernel or copy ran, a run.", _NO_PROFILE),
+        "kernel_span_s": Column(_S, "From the start of the first one to the end of the last, a run.", _NO_PROFILE),
+        "kernel_wall_s": Column(_S, "How long a run took in the same process without the profiler, their median.", _NO_PROFILE),
+    }),
+    "kernels": Words("a kernel of an arm of a cell, or a kind of copy: what the GPU did in a profiled run, a mean over `kernel_runs`; not in older runs", {
+        "kernel": Column("", "Its name without namespaces, template arguments and parameters; of a copy from where to where."),
+        "class": Column("", "`matmul`, `attention`, `norm`, `elementwise`, `rotary and cache`, `embedding`, `layout`, `dequantise`, `copy` or `other`, by its name."),
+        "count": Column("", "How often it ran, a run."),
+        "seconds": Column(_S, "How long in all, a run."),
     }),
     "accuracy": Words("an output of an arm in a restart: the timed session's answer against torch in fp32. The output `text` (once an arm) is all its predictions on the windows of a text", {
         "output": Column("", "Name of the output: `logits`, `hidden_states`, `present.0.key`, `tokens`, `text`."),

@@ -37,13 +37,13 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
     # one row a slot (one arm's turn in a block); value is the mean of ln(seconds) of its timed runs. What was seen
-    # around it is its block's: `disturbed` says by what, and a block that is not `kept` was measured again
+    # around it is its block's, but for its energy: `disturbed` says by what, and a block not `kept` was measured again
     "blocks": pa.schema(
         [
             *_REPLICATE, ("block", _I), ("position", _I), ("recipe", _S), ("control", _B), ("log_seconds", _F),
             ("washout_runs", _I), ("washout_s", _F), ("timed_s", _F), ("started_at", _T), ("pid", _I),
             ("kept", _B), ("disturbed", _S), ("steal", _F), ("cpu_pressure", _F), ("sm_mhz", _F), ("power_w", _F),
-            ("throttle", _S), ("foreign", _S),
+            ("throttle", _S), ("foreign", _S), ("energy_j", _F), ("energy_s", _F),
         ]
     ),
     # one row an arm of a cell: what its passes did to the graph, and what ONNX Runtime really executes
@@ -54,6 +54,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("graph_bytes", _I), ("weight_bytes", _I), ("build_s", _F), ("changed", _B),
             ("graph_sha256", _S), ("executed_sha256", _S), ("executed_nodes", _I), ("executed_histogram", _S),
             ("placement_sha256", _S), ("placement", _S), ("settings_sha256", _S), ("settings", _S),
+            ("kernel_runs", _I), ("kernel_launches", _F), ("kernel_busy_s", _F), ("kernel_span_s", _F),
+            ("kernel_wall_s", _F),
+        ]
+    ),
+    # one row a kernel of an arm of a cell, or a kind of copy: what the GPU did in a profiled run
+    "kernels": pa.schema(
+        [
+            *_CELL, ("recipe", _S), ("control", _B), ("kernel", _S), ("class", _S), ("count", _F), ("seconds", _F),
         ]
     ),
     # one row an output of an arm in a restart: the timed session's answer against torch in fp32. The output "text"
@@ -109,6 +117,7 @@ SORT: dict[str, list[str]] = {
     "timings": ["cell", "restart", "group", "block", "position", "run_index"],
     "blocks": ["cell", "restart", "group", "block", "position"],
     "variants": ["cell", "control", "recipe"],
+    "kernels": ["cell", "control", "recipe", "class", "kernel"],
     "accuracy": ["cell", "restart", "group", "control", "recipe", "output"],
     "generations": ["cell", "restart", "group", "control", "recipe", "sequence"],
     "ceilings": ["hardware", "target", "what", "dtype"],

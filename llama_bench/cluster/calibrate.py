@@ -18,11 +18,11 @@ from llama_bench.cluster.breakdown import Stages, measuring
 from llama_bench.cluster.build import build
 from llama_bench.cluster.cell import measure_cell
 from llama_bench.cluster.events import Event, OnEvent, RunResult
+from llama_bench.cluster.examine import Found
 from llama_bench.cluster.identity import Identity, find_or_start
 from llama_bench.cluster.job import NODE_MEMORY_SHARE, Job
 from llama_bench.cluster.launch import Lost
 from llama_bench.cluster.processes import Processes
-from llama_bench.engines.executed import Executed
 from llama_bench.errors import InputError, WorkError
 from llama_bench.plan import Cell, Plan
 from llama_bench.store import Store
@@ -105,7 +105,7 @@ def _measure(
     """Measure the cells that are left, `beside` of them at a time; one that fails is told, and the others go on."""
     finished = parts.finished(store, outcome.run)["pieces"]
     memory = int(NODE_MEMORY_SHARE * facts["memory_bytes"]) // beside
-    examined: dict[str, Executed | Lost | None] = {}  # every cell has the same sessions
+    examined: Found = {}  # every cell has the same sessions
     jobs = []
     for cell in plan.cells:
         if cell.id in finished:
@@ -123,9 +123,7 @@ def _measure(
         on_event(event)
 
 
-def _events(
-    jobs: Iterator[Job], cores: Sequence[int] | None, examined: dict[str, Executed | Lost | None]
-) -> Iterator[Event]:
+def _events(jobs: Iterator[Job], cores: Sequence[int] | None, examined: Found) -> Iterator[Event]:
     """Measure jobs until none is left, in processes that stay on `cores`."""
     for job in jobs:
         for event in measure_cell(job, Processes(job.environment, cores), examined):
@@ -133,9 +131,7 @@ def _events(
         yield Event("cell", job.cell.label, "finished")
 
 
-def _side_by_side(
-    jobs: Iterator[Job], cores: Sequence[Sequence[int]], examined: dict[str, Executed | Lost | None]
-) -> Iterator[Event]:
+def _side_by_side(jobs: Iterator[Job], cores: Sequence[Sequence[int]], examined: Found) -> Iterator[Event]:
     """Measure several jobs at a time, one on each set of cores: a thread each, which mostly waits for its processes."""
     told: SimpleQueue[Event | BaseException | None] = SimpleQueue()
     taking = Lock()

@@ -18,14 +18,13 @@ from llama_bench import engines, folding, parts, versions
 from llama_bench.bench import schedule
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.deadline import deadline_s
-from llama_bench.cluster.examine import examine
+from llama_bench.cluster.examine import Found, examine
 from llama_bench.cluster.job import ARM_TRIES, SKIPPED, Event, Job, Prepared, event, failure, insist
 from llama_bench.cluster.launch import Launcher, Lost
 from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
 from llama_bench.cluster.rows import Rows, kind_of
 from llama_bench.cluster.texts import texts
 from llama_bench.engines import Task
-from llama_bench.engines.executed import Executed
 from llama_bench.errors import WorkError
 from llama_bench.estimate import arm_bytes
 from llama_bench.plan import Arm
@@ -54,9 +53,7 @@ class Cell:
     deaths: Counter[str | None]
 
 
-def measure_cell(
-    job: Job, launcher: Launcher, examined: dict[str, Executed | Lost | None] | None = None
-) -> Iterator[Event]:
+def measure_cell(job: Job, launcher: Launcher, examined: Found | None = None) -> Iterator[Event]:
     """Measure a cell to its end, from wherever its parts on disk say it is; yield events as dictionaries.
 
     `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.

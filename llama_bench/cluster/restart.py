@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama_bench.bench import accuracy, schedule
+from llama_bench.bench.energy import Meter, spent
 from llama_bench.bench.interference import Monitor
 from llama_bench.bench.machine import Moments
 from llama_bench.cluster.arm import Arm
@@ -78,8 +79,12 @@ def restart_once(job: Job, launcher: Launcher, turn: Turn, given: Given) -> Gene
             return said
         own = [os.getpid(), *(answers["start"]["pid"] for answers in said.values())]
         gpu, visible = job.cell.target.needs_gpu, said[order[0]]["start"]["visible_gpus"]
-        with closing(Moments(gpu, visible)) as moments, closing(Monitor(gpu, own, visible)) as monitor:
-            slots = yield from _blocks(job, turn, processes, monitor, clock)
+        with (
+            closing(Moments(gpu, visible)) as moments,
+            closing(Monitor(gpu, own, visible)) as monitor,
+            closing(Meter(gpu, visible)) as meter,
+        ):
+            slots = yield from _blocks(job, turn, processes, monitor, meter, clock)
             moment = {**moments.now(own), "versions": given.versions}
         if isinstance(slots, Lost):
             return slots
@@ -155,7 +160,9 @@ def _answers(
     return None
 
 
-def _blocks(job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Monitor, clock: _Clock) -> Slots:
+def _blocks(
+    job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Monitor, meter: Meter, clock: _Clock
+) -> Slots:
     """Time the wanted blocks; a disturbed one is dropped whole and made good by a further one, as often as allowed."""
     wanted, dropped = job.measure.blocks, 0
     orders = schedule.block_orders(
@@ -167,6 +174,7 @@ def _blocks(job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Mon
             break
         monitor.begin()
         timed: list[Slot] = []
+        before = meter.look()
         for position, name in enumerate(order):
             yield event("slot", job, detail=f"{turn.title} block {block - dropped + 1}/{wanted} {name}")
             at = datetime.now(UTC)
@@ -175,7 +183,10 @@ def _blocks(job: Job, turn: Turn, processes: Mapping[str, Process], monitor: Mon
                 return replace(answer, arm=name, stage="slot")
             clock.seconds["washout"] += answer["washout_s"]
             clock.seconds["timed"] += sum(answer["seconds"])
-            timed.append({"block": block, "position": position, "arm": name, "at": at, **answer})
+            after = meter.look()
+            mine = {"block": block, "position": position, "arm": name, "at": at, "energy": spent(before, after)}
+            timed.append({**mine, **answer})
+            before = after
         seen = monitor.end()
         drop = seen.disturbed is not None and dropped < turn.may_drop
         slots += [{**slot, "kept": not drop, "seen": seen} for slot in timed]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from llama_bench.bench.kernels import Profile
 from llama_bench.bench.machine import fingerprint
 from llama_bench.engines.executed import Executed
 from llama_bench.engines.onnxruntime import settings_sha256
@@ -70,6 +71,7 @@ def restart_rows(
                 "started_at": slot["at"],
                 "pid": process[name]["pid"],
                 **asdict(slot["seen"]),
+                **asdict(slot["energy"]),
             }
         )
     for name, answers in said.items():
@@ -99,10 +101,11 @@ def variant_row(
     effects: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     executed: Executed | None,
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Return the row of `variants`: what the arm's passes did (their `effects` added up) and what is executed.
 
-    `executed` is None for an engine that executes no graph.
+    `executed` is None for an engine that executes no graph, `profile` where no GPU's kernels were seen.
     """
     histogram: dict[str, int] = {}
     for effect in effects:
@@ -133,7 +136,21 @@ def variant_row(
         "placement": executed and json.dumps(executed.placement),
         "settings_sha256": settings_sha256(settings),
         "settings": json.dumps(settings, sort_keys=True),
+        "kernel_runs": profile and profile.runs,
+        "kernel_launches": profile and profile.launches,
+        "kernel_busy_s": profile and profile.busy_s,
+        "kernel_span_s": profile and profile.span_s,
+        "kernel_wall_s": profile and profile.wall_s,
     }
+
+
+def kernel_rows(cell: Cell, arm: Arm, profile: Profile | None) -> list[dict[str, Any]]:
+    """Return the rows of `kernels` of an arm; none where no GPU's kernels were seen."""
+    mine = {**where(cell), "recipe": arm.name, "control": arm.control}
+    return [
+        {**mine, "kernel": one.name, "class": one.kind, "count": one.count, "seconds": one.seconds}
+        for one in (profile.kernels if profile else ())
+    ]
 
 
 def _machine(answers: Mapping[str, Any], node: Mapping[str, Any], node_id: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llama_bench.report.table import Table
 
@@ -65,7 +65,15 @@ class Code:
     text: str
 
 
-Block = Table | Sortable | Figure | Choice | Code | str
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Blocks that are shown when somebody asks for them by their summary."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block: TypeAlias = "Table | Sortable | Figure | Choice | Code | Folded | str"
 """A piece of a section; a string is a paragraph."""
 
 
@@ -85,11 +93,16 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        found: list[Figure] = []
-        for block in self.blocks:
-            found += [block] if isinstance(block, Figure) else []
-            found += block.figures.values() if isinstance(block, Choice) else []
-        return found
+        return _figures(self.blocks)
+
+
+def _figures(blocks: Sequence[Block]) -> list[Figure]:
+    found: list[Figure] = []
+    for block in blocks:
+        found += [block] if isinstance(block, Figure) else []
+        found += block.figures.values() if isinstance(block, Choice) else []
+        found += _figures(block.blocks) if isinstance(block, Folded) else []
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from llama_bench.report.document import Block, Figure
 from llama_bench.report.drawing import Chart
 from llama_bench.report.table import DASH, Table
 from llama_bench.report.tradeoffs import megabytes
-from llama_bench.stats.efficiency import POWER_S
+from llama_bench.stats.efficiency import ENERGY_S, POWER_S
 
 Row = Mapping[str, Any]
 
@@ -20,6 +20,7 @@ COLUMNS = {
     "Tokens/s": "tokens_per_s",
     "Power (W)": "power_w",
     "Tokens/J": "tokens_per_joule",
+    "J a token": "joules_per_token",
     "Memory (MB)": "memory_bytes",
     "Tokens/s a GB": "tokens_per_s_per_gb",
 }
@@ -65,10 +66,12 @@ def _table(target: str, arms: pl.DataFrame) -> Table:
     notes = []
     if "Power (W)" in shown:
         notes.append(
-            f"Power is the GPU's own reading, in slots of at least {POWER_S:.0f} s; tokens/J are tokens/s a watt."
+            f"Power is the whole GPU's: its energy counter's joules over slots of at least {ENERGY_S:g} s, washout and "
+            f"timed runs together; in older runs its reading in slots of at least {POWER_S:.0f} s. Tokens/J are tokens/s a "
+            "watt."
         )
     else:
-        notes.append("Power was not measured: it needs an NVIDIA GPU and slots of at least a second.")
+        notes.append("Power was not measured: it needs an NVIDIA GPU and slots of at least half a second.")
     if "Memory (MB)" in shown:
         where = " and ".join(sorted(set(arms["memory_of"].drop_nulls())))
         notes.append(f"Memory is the most that an arm held ({where}).")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 
-from llama_bench.report.document import Block, Choice, Code, Document, Figure, Section, Sortable
+from llama_bench.report.document import Block, Choice, Code, Document, Figure, Folded, Section, Sortable
 from llama_bench.report.drawing import BLUE, FAINT, GREEN, GREY, INK, PAPER, VERMILLION
 from llama_bench.report.table import Table
 
@@ -96,6 +96,9 @@ def _block(block: Block, numbers: Iterator[int]) -> str:
             return _figure(block, numbers)
         case Choice():
             return _choice(block, numbers)
+        case Folded():
+            inside = "\n".join(_block(one, numbers) for one in block.blocks)
+            return f"<details><summary>{_text(block.summary)}</summary>\n{inside}\n</details>"
         case Code():
             return f"<p>{_text(block.says)}</p>\n<pre><code>{_text(block.text)}</code></pre>"
 

@@ -12,6 +12,7 @@ import polars as pl
 from llama_bench.report import (
     efficiency,
     forest,
+    gpu_time,
     grid,
     limits,
     machines,
@@ -109,6 +110,13 @@ def _limits(m: Material) -> Content:
     return [*map(Figure.of, limits.charts(m.speedups)), *([ceilings] if ceilings else [])], None
 
 
+def _gpu(m: Material) -> Content:
+    found = m.frames.gpu_time.collect()
+    if found.is_empty():
+        return [], None
+    return gpu_time.blocks(found, m.frames.kernels.collect(), m.speedups), gpu_time.tables(found, m.speedups)
+
+
 def _efficiency(m: Material) -> Content:
     return efficiency.blocks(m.frames.efficiency.collect()), []
 
@@ -171,6 +179,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Material], Content]]] = {
     "generation": ("Text generation", _generation),
     "graphs": ("What the passes did to the graph", _graphs),
     "limits": ("The speed of light here", _limits),
+    "gpu": ("Where the time goes on the GPU", _gpu),
     "efficiency": ("Tokens a second, a watt, a gigabyte", _efficiency),
     "seconds": ("Where the time went", _seconds),
     "slots": ("Timings in their order", _slots),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_bench.columns import COMMON, Column, Words
-from llama_bench.stats import accuracy, cells, efficiency, generation, pareto, sizes, speedups
+from llama_bench.stats import accuracy, cells, efficiency, generation, kernels, pareto, sizes, speedups
 
 SCHEMAS: dict[str, Mapping[str, Any]] = {
     "speedups": speedups.SCHEMA,
@@ -17,6 +17,7 @@ SCHEMAS: dict[str, Mapping[str, Any]] = {
     "pareto": pareto.SCHEMA,
     "generation": generation.SCHEMA,
     "efficiency": efficiency.SCHEMA,
+    "gpu_time": kernels.SCHEMA,
 }
 """View → its columns and their types."""
 
@@ -58,6 +59,9 @@ VIEWS: dict[str, Words] = {
         "verdict": Column("", "`baseline`, `control`, `faster`, `slower`, `equivalent`, `inconclusive`, `no-op`, `wrong`, `void`, `failed`, `skipped` or `unserved`."),
         "smallest_effect": Column(_SHARE, "Smallest effect that would have been seen with a chance of 80 %.", "the verdict is not `inconclusive`, or has no number"),
         "nodes_changed": Column("", "Nodes that its passes changed.", "it was not examined"),
+        "cpu_nodes": Column("", "Nodes that a GPU's session runs on the CPU.", "the target is a CPU, or the engine executes no graph"),
+        "memcpy_nodes": Column("", "Nodes that copy between GPU and CPU.", "as `cpu_nodes`"),
+        "kernel_launches": Column("", "Kernels that the GPU runs, a run; those that a CUDA graph replays too.", "there is no GPU, or its kernels could not be seen"),
         "no_op": Column("", "True where the verdict is `no-op`."),
         "evidence": Column("", "Why the verdict is what it is, in words; may be empty."),
         "confirmed": Column("", "`confirmed` or `not confirmed`, by fresh restarts.", _NOT_FRESH),
@@ -149,11 +153,22 @@ VIEWS: dict[str, Words] = {
         "recipe": RECIPE,
         "verdict": Column("", "Its verdict in the view `speedups`: a wrong arm has its rate too."),
         "tokens_per_s": Column("tokens / s", "Tokens of a run over its mean time."),
-        "power_w": Column("W", "Mean power of the GPU over the arm's slots of at least a second.", "no GPU, or shorter slots"),
+        "power_w": Column("W", "Mean power of the GPU over the arm's slots: by its energy counter in slots of at least half a second, in older runs by its reading at the end of blocks, in slots of at least a second.", "no GPU, or shorter slots"),
         "tokens_per_joule": Column("tokens / J", "`tokens_per_s` over `power_w`.", "as `power_w`"),
+        "joules_per_token": Column("J / token", "Energy of the GPU for each token: `power_w` over `tokens_per_s`.", "as `power_w`"),
         "memory_bytes": Column(_B, "What the arm holds on the GPU; where it uses none, the most that its process had.", "no restart says"),
         "memory_of": Column("", "`GPU` or `host`.", "as `memory_bytes`"),
         "tokens_per_s_per_gb": Column("tokens / s / GB", "`tokens_per_s` for each 10⁹ bytes of `memory_bytes`.", "as `memory_bytes`"),
+    }),
+    "gpu_time": Words("a class of kernels of an arm whose kernels were seen, and one for the time in which none ran", {
+        "recipe": RECIPE,
+        "verdict": Column("", "As in `speedups`."),
+        "class": Column("", "As in `kernels`, and `idle`."),
+        "launches": Column("", "How many of them ran, a run.", "the class is `idle`"),
+        "seconds": Column(_S, "How long they took, a run; of `idle`, `time_s` less the time in which at least one ran."),
+        "share": Column(_SHARE, "`seconds` of `time_s`: where kernels ran side by side all shares are more than 1 together."),
+        "floor_s": Column(_S, "The least that the machine's own ceilings allow the class: 0 for what can be fused away.", "no ceilings were measured, or what must be done is not known"),
+        "time_s": Column(_S, "The run as it was timed, as in `speedups`; where it was not, as long as it took beside the profiler."),
     }),
 }
 # fmt: on

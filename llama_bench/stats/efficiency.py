@@ -21,14 +21,19 @@ SCHEMA: dict[str, Any] = {
     "tokens_per_s": pl.Float64,
     "power_w": pl.Float64,
     "tokens_per_joule": pl.Float64,
+    "joules_per_token": pl.Float64,
     "memory_bytes": pl.Float64,
     "memory_of": pl.String,
     "tokens_per_s_per_gb": pl.Float64,
 }
-"""Columns of the view. `power_w` is the GPU's mean over the arm's slots of at least a second (`POWER_S`);
-`tokens_per_joule` is tokens a second for each watt of it. `memory_bytes` is what the arm holds on the GPU, or where it
+"""Columns of the view. `power_w` is the GPU's mean over the arm's slots: by its energy counter in those of at least
+`ENERGY_S`, else by its own reading in those of at least `POWER_S` that end a block. `tokens_per_joule` is tokens a
+second for each watt of it, `joules_per_token` the inverse. `memory_bytes` is what the arm holds on the GPU, or where it
 uses none the most that its process had (`memory_of` says "GPU" or "host"); a gigabyte is 10⁹ bytes.
 """
+
+ENERGY_S = 0.5
+"""The energy counter moves every 20 to 100 ms: in a slot so long it is right within a fifth, over many far better."""
 
 POWER_S = 1.0
 """Power is the mean of a second (NVML, Ampere and newer), so in a shorter slot it is also the arm's before it."""
@@ -56,6 +61,7 @@ def table(judged: Judged, blocks: pl.LazyFrame, sizes: pl.DataFrame) -> pl.DataF
                     "tokens_per_s": rate,
                     "power_w": power,
                     "tokens_per_joule": rate / power if power else None,
+                    "joules_per_token": power / rate if power else None,
                     "memory_bytes": held,
                     "memory_of": of,
                     "tokens_per_s_per_gb": rate / (held / 1e9) if held else None,
@@ -65,13 +71,26 @@ def table(judged: Judged, blocks: pl.LazyFrame, sizes: pl.DataFrame) -> pl.DataF
 
 
 def _powers(blocks: pl.LazyFrame) -> dict[tuple[str, str], float]:
-    """(cell, arm) → the GPU's mean power in watts over the slots that are long enough to be the arm's alone."""
+    """(cell, arm) → the GPU's mean power in watts over the slots that are long enough to be the arm's alone.
+
+    The energy counter's joules of a slot are those of its washout, its timed runs and the milliseconds around them, and
+    their power is that of all its seconds. Where it was not looked at, power was seen at the end of each block, so that
+    it is the last slot's.
+    """
+    counted = pl.col("energy_j").is_not_null() & (pl.col("energy_s") >= ENERGY_S)
+    last = pl.col("position") == pl.col("position").max().over("cell", "restart", "group", "block")
     long = pl.col("washout_s").fill_null(0.0) + pl.col("timed_s").fill_null(0.0) >= POWER_S
     found = (
         name_arms(counting(blocks))
-        .filter(pl.col("power_w").is_not_null(), long)
+        .with_columns(read=pl.when(last & long & pl.col("energy_j").is_null()).then(pl.col("power_w")))
         .group_by("cell", "recipe")
-        .agg(pl.col("power_w").mean())
+        .agg(
+            counted=pl.col("energy_j").filter(counted).sum() / pl.col("energy_s").filter(counted).sum(),
+            read=pl.col("read").mean(),
+        )
+        .with_columns(power=pl.coalesce(pl.col("counted").fill_nan(None), "read"))
+        .filter(pl.col("power").is_not_null())
+        .select("cell", "recipe", "power")
         .collect()
     )
     return {(cell, recipe): power for cell, recipe, power in found.iter_rows()}

@@ -11,6 +11,11 @@ from llama_bench.stats.evidence import IDENTITY
 
 Row = Mapping[str, Any]
 
+CPU = "CPUExecutionProvider"
+
+COPIES = ("MemcpyFromHost", "MemcpyToHost")
+"""Nodes that ONNX Runtime adds where a tensor goes from one provider's memory to another's."""
+
 ABSENT = "–"
 """What stands for a setting that one of the two does not have."""
 
@@ -91,6 +96,18 @@ def change(arm: Row | None, baseline: Row | None) -> Change | None:
     )
 
 
+def placed(variant: Row, gpu: bool) -> dict[str, int | None]:
+    """Return how many nodes a GPU's session runs on the CPU, and how many copy between the two.
+
+    `variant` is a row of `variants`. Both are None where `gpu` is False, and where nothing is known of its placement.
+    """
+    found = _placed(variant) if gpu else {}
+    if not found:
+        return {"cpu_nodes": None, "memcpy_nodes": None}
+    copies = sum(count for ops in found.values() for op, count in ops.items() if op in COPIES)
+    return {"cpu_nodes": sum(found.get(CPU, {}).values()), "memcpy_nodes": copies}
+
+
 def _settings(mine: Row, theirs: Row) -> tuple[Setting, ...]:
     """The settings that differ; none where one side does not say any."""
     if not mine or not theirs:
@@ -115,7 +132,7 @@ def _flat(settings: Row, prefix: str = "") -> dict[str, str]:
 
 
 def _placed(row: Row) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = _read(row.get("placement"), {})
+    found: dict[str, dict[str, int]] = _read(row.get("placement"), {}) or {}
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from llama_bench.errors import InputError, nearest
-from llama_bench.stats import answers, decision, executed, order, shape, slots, surroundings
+from llama_bench.stats import answers, decision, executed, kernels, order, shape, slots, surroundings
 from llama_bench.stats.bound import Bound
 from llama_bench.stats.judged import Judged
 from llama_bench.stats.ratios import MAIN
@@ -86,6 +86,7 @@ class Explained:
     answers: answers.Answers | None
     bound: Bound | None
     ceilings: bool
+    gpu: kernels.GpuTime | None
     time_s: float | None
     times: shape.Shape | None
     baseline_times: shape.Shape | None
@@ -159,6 +160,7 @@ def explain(judged: Judged, datasets: Mapping[str, pl.LazyFrame], name: Name) ->
         ),
         bound=known.bounds.get(key),
         ceilings=not datasets["ceilings"].head(1).collect().is_empty(),
+        gpu=kernels.of_arm(judged, datasets, cell, recipe),
         time_s=known.times.get(key, {}).get("time_s"),
         times=shape.shape(timings, machines, recipe),
         baseline_times=shape.shape(timings, machines, base) if recipe != base else None,

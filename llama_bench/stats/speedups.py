@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from llama_bench.stats.executed import placed
 from llama_bench.stats.judged import Judged, judge_run
 from llama_bench.stats.ratios import saved
 from llama_bench.stats.verdicts import Verdict
@@ -45,6 +46,9 @@ SCHEMA: dict[str, Any] = {
     "verdict": pl.String,
     "smallest_effect": pl.Float64,
     "nodes_changed": pl.Int64,
+    "cpu_nodes": pl.Int64,
+    "memcpy_nodes": pl.Int64,
+    "kernel_launches": pl.Float64,
     "no_op": pl.Boolean,
     "evidence": pl.String,
     "confirmed": pl.String,
@@ -59,7 +63,8 @@ SCHEMA: dict[str, Any] = {
 `confirmed` and what follows it are filled for the recipe that fresh restarts were made for: "confirmed" or "not
 confirmed", and its speedup and 90 % interval in those restarts alone. `dropped_blocks` (disturbed, and timed again) and
 `flagged_blocks` (disturbed, and kept) are the cell's. `bound_s` is the least time that the machine's own ceilings allow
-a run, `bound_by` whether "compute" or "memory" sets it, `of_bound` the share of that speed the arm reaches.
+a run, `bound_by` whether "compute" or "memory" sets it, `of_bound` the share of that speed the arm reaches. `cpu_nodes`
+and `memcpy_nodes` are what a GPU's graph leaves to the CPU and copies for it, `kernel_launches` its kernels a run.
 """
 
 
@@ -118,6 +123,8 @@ def _row(cell: Row, name: str, verdict: Verdict, judged: Judged) -> dict[str, An
         "verdict": verdict.word,
         "smallest_effect": verdict.smallest_effect,
         "nodes_changed": known.variants.get(key, {}).get("nodes_changed"),
+        **placed(known.variants.get(key, {}), known.sweep.targets[cell["target"]].needs_gpu),
+        "kernel_launches": known.variants.get(key, {}).get("kernel_launches"),
         "no_op": verdict.word == "no-op",
         "evidence": "; ".join(filter(None, (verdict.evidence, confirmed.pop("sentence")))),
         **confirmed,

@@ -13,7 +13,7 @@ import polars as pl
 
 from llama_bench import results, schemas
 from llama_bench.errors import InputError, nearest
-from llama_bench.stats import accuracy, cells, efficiency, generation, pareto, sizes, speedups
+from llama_bench.stats import accuracy, cells, efficiency, generation, kernels, pareto, sizes, speedups
 from llama_bench.stats.judged import judge_run
 
 
@@ -28,9 +28,11 @@ class Frames:
     pareto: pl.LazyFrame
     generation: pl.LazyFrame
     efficiency: pl.LazyFrame
+    gpu_time: pl.LazyFrame
     timings: pl.LazyFrame
     blocks: pl.LazyFrame
     variants: pl.LazyFrame
+    kernels: pl.LazyFrame
     accuracy: pl.LazyFrame
     generations: pl.LazyFrame
     machines: pl.LazyFrame
@@ -77,6 +79,7 @@ def make(run: Mapping[str, Any], datasets: Mapping[str, pl.LazyFrame]) -> Frames
         pareto=pl.defer(lambda: pareto.table(judged(), by_arm(), sized()), schema=pareto.SCHEMA),
         generation=pl.defer(lambda: generation.table(judged(), datasets["timings"]), schema=generation.SCHEMA),
         efficiency=pl.defer(lambda: efficiency.table(judged(), datasets["blocks"], sized()), schema=efficiency.SCHEMA),
+        gpu_time=pl.defer(lambda: kernels.table(judged(), datasets), schema=kernels.SCHEMA),
         run=run,
         **{name: datasets[name] for name in schemas.SCHEMAS},
     )

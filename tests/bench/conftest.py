@@ -20,6 +20,7 @@ class Library:
     compute: list[int] | None = field(default_factory=list)
     graphics: list[int] | None = field(default_factory=list)
     held_ns: dict[int, int] = field(default_factory=dict)
+    energy_mj: int | None = 5_000_500
     mig: int = pynvml.NVML_DEVICE_MIG_DISABLE
     persistence: int | None = pynvml.NVML_FEATURE_ENABLED
     asked: list[tuple[str, Any]] = field(default_factory=list)
@@ -68,6 +69,9 @@ class Library:
 
     def nvmlDeviceGetPowerUsage(self, gpu: str) -> int:
         return 650_000
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, gpu: str) -> int:
+        return _told(self.energy_mj)
 
     def nvmlDeviceGetEnforcedPowerLimit(self, gpu: str) -> int:
         return 700_000

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llama_bench.bench.energy import Spent
 from llama_bench.bench.interference import Observed
 from llama_bench.cluster.rows import restart_rows
 from llama_bench.plan import make
@@ -36,6 +37,7 @@ def said(pid: int) -> dict[str, Any]:
 def rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     cell = make(sweep, {}).cells[0]
     slot = {"block": 0, "at": datetime.now(UTC), "washout_runs": 1, "washout_s": 0.05, "kept": True, "seen": SEEN}
+    slot |= {"energy": Spent(30.0, 0.06)}
     slots = [
         {**slot, "position": 0, "arm": "control", "seconds": (0.5, 2.0), "busy_s": (0.0, 0.0), "token_s": ()},
         {

@@ -64,11 +64,12 @@ def test_tokens_a_second_are_drawn_fastest_first_and_wrong_arms_are_told_apart(s
 def test_watts_and_gigabytes_are_in_the_table_where_they_were_measured(synthetic: ModuleType) -> None:
     world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, text=True)
     for row in world.rows["blocks"]:
-        row |= {"power_w": 250.0, "washout_s": 0.5, "timed_s": 0.6}
+        row |= {"energy_j": 250.0, "energy_s": 1.0}
     _, table = efficiency.blocks(frames(world).efficiency.collect())
     assert isinstance(table, Table)
-    assert table.columns[3:] == ("Tokens/s", "Power (W)", "Tokens/J", "Memory (MB)", "Tokens/s a GB")
-    rate, power, joule, memory, a_gigabyte = (float(cell.replace(",", "")) for cell in table.rows[0][3:])
+    assert table.columns[3:] == ("Tokens/s", "Power (W)", "Tokens/J", "J a token", "Memory (MB)", "Tokens/s a GB")
+    rate, power, joule, a_token, memory, a_gigabyte = (float(cell.replace(",", "")) for cell in table.rows[0][3:])
     assert power == 250
+    assert a_token == pytest.approx(1 / joule, rel=1e-2)
     assert joule == pytest.approx(rate / power, rel=1e-2)
     assert a_gigabyte == pytest.approx(rate / (memory / 1e3), rel=1e-2)

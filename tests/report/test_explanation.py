@@ -393,3 +393,24 @@ def test_every_sentence_of_every_row_ends_and_holds_no_none(world: Any, noisy: A
                     assert sentence[-1] in ".:…", sentence
                     assert sentence[0].isupper() or sentence.startswith(name.recipe) or sentence[0].isdigit(), sentence
                     assert not re.search(r"\bNone\b|\bnan\b|\binf\b|  ", sentence), sentence
+
+
+def test_where_the_time_goes_on_the_gpu_is_told_of_an_arm_whose_kernels_were_seen(synthetic: ModuleType) -> None:
+    recipes = {"fused": synthetic.Truth(0.5, executed="aa"), "unseen": synthetic.Truth(0.5, executed="bb")}
+    made = synthetic.world(recipes, targets={"A": "CUDAExecutionProvider"}, spread=1e-6)
+    heading = "Where the time goes on the GPU"
+    assert said(of(made, "fused"), heading) == ""
+    made.profile(
+        {"fused": [("gemm", "matmul", 9, 6e-4), ("flash_fwd", "attention", 2, 1e-4), ("D2H", "copy", 1, 1e-4)]}
+    )
+    found = of(made, "fused")
+    first, second, third = said(found, heading).splitlines()
+    assert first.startswith("The 11 kernels of a run, and its copies, are busy for 0.8000 ms; a timed run takes ")
+    assert second == "Nodes of its graph that run on the CPU: 2; that copy between the two: 1."
+    assert third.startswith("The floor of all classes together is 0.")
+    [part] = [part for part in explanation.sections(found) if part.heading == heading]
+    classes, longest = part.tables
+    assert [row[0] for row in classes.rows] == ["matrix products", "attention", "copies", "no kernel ran"]
+    assert [row[0] for row in longest.rows] == ["gemm", "flash_fwd", "D2H"]
+    assert json.loads(json.dumps(explanation.as_json(found)))["facts"]["gpu"]["launches"] == 11
+    assert said(of(made, "unseen"), heading) == ""

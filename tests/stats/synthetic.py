@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,6 +79,32 @@ class World:
             if recipe in (None, CONTROL if row["control"] else row["recipe"]):
                 key = "log_seconds" if "log_seconds" in row else "seconds"
                 row[key] = row[key] + float(np.log(factor)) if key == "log_seconds" else row[key] * factor
+
+    def profile(self, kernels: Mapping[str, Sequence[tuple[str, str, float, float]]], **settings: Any) -> None:
+        """Let each arm's kernels (name, class, how often, seconds in all) have been seen, in every cell, on a GPU.
+
+        The machine has ceilings: 10¹³ operations and 10¹² bytes a second, and no cache. `settings` are every arm's.
+        """
+        said = {"engine": "onnxruntime", "provider": "CUDAExecutionProvider", "config": {}, "provider_options": {}}
+        for row in self.rows["variants"]:
+            arm = CONTROL if row["control"] else row["recipe"]
+            placed = {"CPUExecutionProvider": {"Gather": 2}, "CUDAExecutionProvider": {"MatMul": 9, "MemcpyToHost": 1}}
+            row |= {"settings": json.dumps(said | settings), "placement": json.dumps(placed), "passes": "[]"}
+            seen = kernels.get(arm, ())
+            busy_s = sum(seconds for *_, seconds in seen)
+            if seen:
+                row |= {"kernel_runs": 5, "kernel_launches": sum(n for _, word, n, _ in seen if word != "copy")}
+                row |= {"kernel_busy_s": busy_s, "kernel_span_s": 1.1 * busy_s, "kernel_wall_s": 1.2 * busy_s}
+            mine = {key: row[key] for key in ("cell", "model", "workload", "target", "recipe", "control")}
+            self.rows["kernels"] += [
+                {**mine, "kernel": name, "class": word, "count": count, "seconds": seconds}
+                for name, word, count, seconds in seen
+            ]
+        self.rows["machines"] = [{**row, "hardware": "gpu-box"} for row in self.rows["machines"]]
+        for target in self.run["sweep"]["targets"]:
+            ceiling = {"node": "n", "hardware": "gpu-box", "target": target, "cache_bytes": 0}
+            for what, dtype, rate in (("matmul", "fp32", 1e13), ("read", "", 1e12)):
+                self.rows["ceilings"].append({**ceiling, "what": what, "dtype": dtype, "per_second": rate})
 
     def move(self, restart: int, **machine: Any) -> None:
         """Let a restart of every cell have run on another machine: columns of `machines`."""

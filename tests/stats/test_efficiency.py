@@ -16,15 +16,39 @@ def efficiency(world: Any) -> dict[str, dict[str, Any]]:
     return {row["recipe"]: row for row in rows}
 
 
-def test_power_counts_only_in_slots_that_are_long_enough_to_be_the_arms_alone(synthetic: ModuleType) -> None:
+def test_energy_is_the_counters_over_slots_that_are_long_enough_for_it(synthetic: ModuleType) -> None:
     world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")})
     for row in world.rows["blocks"]:
-        short = row["recipe"] == "fast"
-        watts = 100.0 + 10 * row["block"]
-        row |= {"power_w": watts, "washout_s": 0.1, "timed_s": 0.2 if short else 1.9}
+        short = row["recipe"] == "fast" or row["block"] == 3  # whose joules are their neighbours' as much
+        row |= {"energy_j": 9e9 if short else 100.0 + 200.0 * row["block"], "energy_s": 0.4 if short else 1.0}
+        row |= {"power_w": 7e9, "washout_s": 2.0, "timed_s": 2.0}  # the block's, and never asked where joules are
     found = efficiency(world)
     assert found["fast"]["power_w"] is None
-    assert found["fast"]["tokens_per_joule"] is None
+    assert found["original"]["power_w"] == pytest.approx(300)
+    assert found["original"]["joules_per_token"] == pytest.approx(300 / found["original"]["tokens_per_s"])
+    assert found["original"]["tokens_per_joule"] == pytest.approx(1 / found["original"]["joules_per_token"])
+
+
+def test_longer_slots_count_for_as_long_as_they_are(synthetic: ModuleType) -> None:
+    world = synthetic.world({})
+    for row in world.rows["blocks"]:
+        long = row["block"] == 0
+        row |= {"energy_j": 3000.0 if long else 100.0, "energy_s": 5.0 if long else 1.0}
+    assert efficiency(world)["original"]["power_w"] == pytest.approx((3000 + 3 * 100) / 8)
+
+
+def test_without_a_counter_power_is_that_of_the_slot_which_ends_a_block(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")})
+    arms = 3
+    for row in world.rows["blocks"]:
+        last = next(
+            other["recipe"] for other in world.rows["blocks"]
+            if other["position"] == arms - 1 and (other["restart"], other["block"]) == (row["restart"], row["block"])
+        )  # fmt: skip
+        row |= {"power_w": {"original": 115.0, "fast": 300.0}.get(last, 50.0), "washout_s": 0.1, "timed_s": 1.9}
+        row["timed_s"] = 0.2 if row["recipe"] == "fast" else 1.9
+    found = efficiency(world)
+    assert found["fast"]["power_w"] is None  # its slots are too short
     assert found["original"]["power_w"] == pytest.approx(115)
     assert found["original"]["tokens_per_joule"] == pytest.approx(found["original"]["tokens_per_s"] / 115)
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from llama_bench.report.explanation.arm import accuracy, graph, limit, spread_of_times
+from llama_bench.report.explanation.gpu import gpu
 from llama_bench.report.explanation.machine import machine
 from llama_bench.report.explanation.more import what_would_change_it
 from llama_bench.report.explanation.replicates import order, restarts
@@ -37,6 +38,7 @@ def sections(found: Explained) -> list[Section]:
         order(found),
         machine(found),
         limit(found),
+        gpu(found),
         spread_of_times(found),
     )
     return [part for part in parts if part is not None]

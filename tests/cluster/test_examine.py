@@ -1,0 +1,109 @@
+"""What is found of each arm before it is timed: what is executed, and on a GPU its kernels. No GPU and no Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llama_bench
+from llama_bench.bench.kernels import Kernel, Profile
+from llama_bench.bench.machine import facts
+from llama_bench.cluster import examine as examining
+from llama_bench.cluster.job import Job, Prepared
+from llama_bench.cluster.launch import Lost
+from llama_bench.engines import Task
+from llama_bench.engines.executed import Executed
+from llama_bench.parts import finished
+from llama_bench.plan import Plan, make
+from llama_bench.results import write_run
+from llama_bench.stats.progress import Progress
+from llama_bench.store import Store
+from llama_bench.sweep import Sweep
+
+PROFILE = Profile(5, 12.0, 3e-3, 4e-3, 5e-3, (Kernel("gemm", "matmul", 9.0, 2e-3), Kernel("cast", "other", 3.0, 1e-3)))
+EXECUTED = Executed("ab" * 32, 2, {"MatMul": 2}, {"CUDAExecutionProvider": {"MatMul": 2}}, "cd" * 32)
+
+
+class Launched:
+    """Answers for the processes that a GPU would need, and remembers what they were asked."""
+
+    deadline_s = 1.0
+
+    def __init__(self, profile: Any) -> None:
+        self.profile, self.asked = profile, []  # type: ignore[var-annotated]
+
+    def start(self, make: Callable[[], Any], count: int) -> list[Any]:
+        raise AssertionError("nothing is timed here")
+
+    def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.asked.append((function.__name__, arguments[1]["engine"]))
+        return self.profile if function.__name__ == "_profile_one" else EXECUTED
+
+
+def planned(tiny: dict[str, Any], provider: str) -> Plan:
+    tiny["recipes"] = {"original": {}, "torch": {"engine": "torch-sdpa"}}
+    tiny["targets"] = {"A": {"tag": "bench_gpu", "provider": provider}}
+    return make(Sweep.model_validate(tiny), {})
+
+
+def examined(tiny: dict[str, Any], store: Store, profile: Any, provider: str = "CUDAExecutionProvider") -> Any:
+    """Examine the arms of one cell; return its results, what was told, and what processes were asked for."""
+    plan = planned(tiny, provider)
+    [cell] = plan.cells
+    run, launched = "tiny/20260102T030405Z-f00d", Launched(profile)
+    manifest = {"graph_sha256": "g", "files": [], "weights": [], "build_s": 1.0, "export": {"nodes": 3}}
+    manifest |= {"kind": "export", "parent": None}
+    ready = {
+        arm.name: Prepared(arm, Path(), {"engine": arm.recipe.engine, "provider": provider}, manifest, "exact")
+        for arm in cell.arms
+    }
+    job = Job(cell, plan.sweep.measure, store.uri, run, "here", facts(), 10**12)
+    told = list(examining.examine(job, launched, store, Progress(cell.id, cell.baseline), ready, Task({}, {}, {}), {}))
+    write_run(store, run, {"sweep": plan.sweep.model_dump(mode="json"), "cells": [cell.entry], "machines": []})
+    return llama_bench.load(store.url(run)), told, launched.asked
+
+
+@pytest.fixture(autouse=True)
+def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examining, "_effects", lambda store, variant: [])
+
+
+def test_on_a_gpu_every_session_is_profiled_once_those_of_torch_too(tiny: dict[str, Any], store: Store) -> None:
+    frames, told, asked = examined(tiny, store, PROFILE)
+    assert asked == [
+        ("_examine_one", "onnxruntime"),
+        ("_profile_one", "onnxruntime"),
+        ("_profile_one", "torch-sdpa"),
+    ]  # the control is the baseline's session
+    assert not [event for event in told if event["kind"] != "slot"]
+    kernels = frames.kernels.collect()
+    assert kernels.height == 6
+    assert kernels.filter(recipe="torch").select("kernel", "class", "count", "seconds").rows() == [
+        ("gemm", "matmul", 9.0, 2e-3),
+        ("cast", "other", 3.0, 1e-3),
+    ]
+    columns = ("kernel_runs", "kernel_launches", "kernel_busy_s", "kernel_span_s", "kernel_wall_s")
+    assert set(frames.variants.collect().select(columns).rows()) == {(5, 12.0, 3e-3, 4e-3, 5e-3)}
+
+
+@pytest.mark.parametrize("lost", [None, Lost(None, "", "died", "its process was lost: SIGSEGV", False)])
+def test_a_profile_that_comes_to_nothing_costs_the_arm_nothing(
+    tiny: dict[str, Any], store: Store, lost: Lost | None
+) -> None:
+    frames, told, _ = examined(tiny, store, lost)
+    notes = [event["detail"] for event in told if event["kind"] == "note"]
+    why = "its process was lost: SIGSEGV" if lost else examining.UNSEEN
+    assert notes == [f"no profile of {arm}'s kernels: {why}" for arm in ("original", "torch")]
+    assert frames.variants.collect()["kernel_launches"].to_list() == [None] * 3
+    assert frames.variants.collect().filter(recipe="original")["executed_nodes"].to_list() == [2]
+    assert frames.failures.collect().is_empty()
+    assert not finished(store, "tiny/20260102T030405Z-f00d")["kernels"]
+
+
+def test_on_a_cpu_no_process_is_asked_for_kernels(tiny: dict[str, Any], store: Store) -> None:
+    frames, _, asked = examined(tiny, store, PROFILE, "CPUExecutionProvider")
+    assert asked == [("_examine_one", "onnxruntime")]
+    assert frames.kernels.collect().is_empty()
