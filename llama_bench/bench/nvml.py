@@ -145,7 +145,8 @@ class Gpu:
         held: dict[int, int | None] = {}
         for kind in KINDS:
             for one in ask(nvml, kind, gpu) or ():
-                held[int(one.pid)] = max(held.get(int(one.pid)) or 0, one.usedGpuMemory or 0) or None
+                bytes_held = getattr(one, "usedGpuMemory", None) or 0
+                held[int(one.pid)] = max(held.get(int(one.pid)) or 0, bytes_held) or None
         return [Occupant(pid, _name(nvml, pid), held[pid]) for pid in sorted(held)]
 
     def close(self) -> None:

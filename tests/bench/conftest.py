@@ -20,6 +20,8 @@ class Library:
     compute: list[int] | None = field(default_factory=list)
     graphics: list[int] | None = field(default_factory=list)
     held_ns: dict[int, int] = field(default_factory=dict)
+    bytes_of: dict[int, int] = field(default_factory=dict)
+    free: int = 100 * 2**30
     mig: int = pynvml.NVML_DEVICE_MIG_DISABLE
     persistence: int | None = pynvml.NVML_FEATURE_ENABLED
     asked: list[tuple[str, Any]] = field(default_factory=list)
@@ -59,7 +61,7 @@ class Library:
         return "NVIDIA H200"
 
     def nvmlDeviceGetMemoryInfo(self, gpu: str) -> Any:
-        return SimpleNamespace(total=143771 * 2**20)
+        return SimpleNamespace(total=143771 * 2**20, free=self.free)
 
     def nvmlDeviceGetClockInfo(self, gpu: str, clock: int) -> int:
         return {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 3201}[clock]
@@ -90,7 +92,7 @@ class Library:
         ]
 
     def nvmlDeviceGetComputeRunningProcesses(self, gpu: str) -> list[Any]:
-        return [SimpleNamespace(pid=pid) for pid in _told(self.compute)]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=self.bytes_of.get(pid)) for pid in _told(self.compute)]
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, gpu: str) -> list[Any]:
         return [SimpleNamespace(pid=pid) for pid in _told(self.graphics)]
