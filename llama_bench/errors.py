@@ -28,6 +28,10 @@ class WorkError(LlamaBenchError):
     exit_status = 1
 
 
+class GpuMemoryError(WorkError):
+    """A GPU has too little memory left. It may be enough where fewer arms share it, or on another node."""
+
+
 class StoreError(WorkError):
     """The place of a store failed: no connection, no room, no permission. It may work later, or elsewhere."""
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llama_bench.counts import cache_bytes, flops, model_bytes, output_bytes, reference_bytes, scored
-from llama_bench.model.weights import RESIDENT_BYTES, weight_bytes
+from llama_bench.model.weights import RESIDENT_BYTES
 from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.sweep import AnyModel, Measure, OwnModel, Pass, Workload
 from llama_bench.sweep_own import model_of
@@ -27,6 +27,7 @@ EXPORT_S = 4.0  # imports and tracing of one export, besides its bytes and its r
 PASS_S = 1.0  # imports of one pass
 BUILD_BYTES_PER_S = 2.0e8  # drawing, writing and hashing weights
 ARENA_SLACK = 2.5  # ONNX Runtime's arena grows by doubling, and keeps what it once took
+CONTEXT_BYTES = 600e6  # what CUDA, cuBLAS and the kernels of ONNX Runtime take of a GPU for each process
 PROCESS_BYTES = 250e6  # Python, numpy and ONNX Runtime before any model
 GRAPH_BYTES = 30_000  # stored model.onnx without its weights: so much, and per layer
 GRAPH_LAYER_BYTES = 40_000
@@ -166,14 +167,27 @@ def arm_bytes(model: AnyModel, workload: Workload) -> int:
     Measured at hidden 2048, 2 × 1024 tokens: 2.5 GB, of which 1.7 GB are the arena. An own model's activations are
     those of its graph that are alive at once.
     """
+    return int(PROCESS_BYTES) + _beside_weights(model, workload) + model_bytes(model)
+
+
+def gpu_arm_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int:
+    """Memory of one arm on a GPU: CUDA's own, `weight_bytes` as its variant stores them, and the rest as on a host.
+
+    For deciding how many arms share a GPU: activations and caches of an arm in half precision take half of it.
+    """
+    return int(CONTEXT_BYTES) + _beside_weights(model, workload) + weight_bytes
+
+
+def _beside_weights(model: AnyModel, workload: Workload) -> int:
+    """Bytes of an arm's activations in an arena, its KV cache and its outputs, in fp32."""
     if isinstance(model, OwnModel):
         live = model.cost(workload.batch, workload.given).live_bytes
-        return int(PROCESS_BYTES + ARENA_SLACK * live) + model.weight_bytes + output_bytes(model, workload)
+        return int(ARENA_SLACK * live) + output_bytes(model, workload)
     mlp = 3 * workload.batch * workload.given * model.intermediate_size
     scores = 2 * workload.batch * model.num_attention_heads * workload.given**2
     arena = ARENA_SLACK * 4 * (mlp + scores)
     cache = 2 * cache_bytes(model, workload) if model.cache else 0  # a growing cache is there twice
-    return int(PROCESS_BYTES + arena) + weight_bytes(model) + output_bytes(model, workload) + cache
+    return int(arena) + output_bytes(model, workload) + cache
 
 
 def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) -> float:

@@ -23,7 +23,8 @@ ENGINE = ("onnxruntime-gpu", "onnxruntime")
 MEASURING = (
     "model", "own", "passes", "engines", "bench", "graph",
     "cluster.actors", "cluster.arm", "cluster.cell", "cluster.ceilings", "cluster.deadline", "cluster.examine",
-    "cluster.job", "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows", "cluster.texts",
+    "cluster.gpu", "cluster.job", "cluster.launch", "cluster.processes", "cluster.restart", "cluster.rows",
+    "cluster.texts",
 )  # fmt: skip
 """The parts of this package that decide what is timed and how."""
 

@@ -103,6 +103,7 @@ def facts() -> dict[str, Any]:
             "steal_since_boot": proc.stolen_share(proc.CpuTime(0, 0, 0), since_boot),
             "busy": busy_processes(),
             "gpu_processes": nvml.processes(),
+            "no_gpu": nvml.absent(),
         },
     }
 
@@ -178,6 +179,8 @@ def _gpu_doubts(machine: dict[str, Any]) -> Iterator[str]:
     for gpu in machine["gpus"]:
         if gpu.get("mig"):
             yield f"{gpu['name']} is split (MIG): an arm times one part of it, and other parts share its memory's power"
+        if gpu.get("compute_mode") == "exclusive process":
+            yield f"{gpu['name']} lets one process in at a time, and arms share it: nvidia-smi --compute-mode=DEFAULT"
         if gpu.get("persistence") is False:
             yield f"{gpu['name']} has no persistence mode: the driver unloads between processes and the first are slow"
 

@@ -33,6 +33,9 @@ COUNTERS: dict[str, str] = {
 }
 """NVML's counters of nanoseconds that a reason held (newer drivers): they see what happens between two readings."""
 
+KINDS = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
+"""NVML's lists of the processes on a GPU."""
+
 SLOWED = ("hardware slowdown", "software thermal", "hardware thermal", "power brake")
 """Reasons that slow a block for nothing it did. At the power cap a heavy matrix product always is: not one of them."""
 
@@ -47,6 +50,33 @@ class Reading:
     reasons: tuple[str, ...] | None = None
     held_ns: tuple[tuple[str, int], ...] = ()  # reason → nanoseconds that it held since the driver was loaded
     processes: tuple[tuple[int, str], ...] | None = None  # (pid, name) of whoever computes or draws on it
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A GPU's memory in bytes; `own` is what this process holds of it, None where NVML does not name it."""
+
+    total: int
+    free: int
+    own: int | None = None
+
+    @property
+    def others(self) -> int | None:
+        """What all other processes and the driver hold, None where nobody knows what is ours."""
+        return None if self.own is None else max(0, self.total - self.free - self.own)
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """A process on a GPU, and the bytes that it holds there; None where NVML does not say."""
+
+    pid: int
+    name: str
+    bytes: int | None = None
+
+    def __str__(self) -> str:
+        held = "" if self.bytes is None else f", {self.bytes / 1e9:.1f} GB"
+        return f"{self.name} (pid {self.pid}{held})"
 
 
 def library() -> Any:
@@ -106,11 +136,63 @@ class Gpu:
         counted_mj = ask(self._nvml, "nvmlDeviceGetTotalEnergyConsumption", self._handle)
         return None if counted_mj is None else counted_mj / 1e3
 
+    def memory(self) -> Memory | None:
+        """Return the GPU's memory, and what this process holds of it; None where it does not tell."""
+        found = None if self._handle is None else ask(self._nvml, "nvmlDeviceGetMemoryInfo", self._handle)
+        if found is None:
+            return None
+        own = [one.bytes for one in self.occupants() if one.pid == os.getpid()]
+        return Memory(int(found.total), int(found.free), own[0] if own else None)
+
+    def occupants(self) -> list[Occupant]:
+        """Return every process on the GPU, this one too, with what it holds."""
+        nvml, gpu = self._nvml, self._handle
+        if nvml is None or gpu is None:
+            return []
+        held: dict[int, int | None] = {}
+        for kind in KINDS:
+            for one in ask(nvml, kind, gpu) or ():
+                bytes_held = getattr(one, "usedGpuMemory", None) or 0
+                held[int(one.pid)] = max(held.get(int(one.pid)) or 0, bytes_held) or None
+        return [Occupant(pid, _name(nvml, pid), held[pid]) for pid in sorted(held)]
+
     def close(self) -> None:
         """Let NVML go; more than once does no harm."""
         if self._nvml is not None:
             ask(self._nvml, "nvmlShutdown")
         self._nvml = self._handle = None
+
+
+def memory(visible: str | None = None) -> Memory | None:
+    """Return the memory of the GPU that `visible` names (see :class:`Gpu`), None without one."""
+    gpu = Gpu(visible)
+    try:
+        return gpu.memory()
+    finally:
+        gpu.close()
+
+
+def absent() -> str | None:
+    """Return why NVML finds no GPU on this machine, None where it finds one. Asking costs a few milliseconds."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as error:  # pynvml has a class for each of NVML's errors, and its own absence is one more
+        return ABSENT.get(type(error).__name__.removeprefix("NVMLError_"), f"NVML says: {error}")
+    try:
+        return None if ask(pynvml, "nvmlDeviceGetCount") else "the NVIDIA driver sees no GPU"
+    finally:
+        ask(pynvml, "nvmlShutdown")
+
+
+ABSENT = {
+    "LibraryNotFound": "no NVIDIA driver is here: nvidia-smi must work, and a container needs --gpus all",
+    "DriverNotLoaded": "the NVIDIA driver is not loaded: nvidia-smi must work (modprobe nvidia, or restart)",
+    "LibRmVersionMismatch": "the NVIDIA driver was updated under a running system: restart the machine",
+    "NoPermission": "this user may not use the NVIDIA driver: look at the permissions of /dev/nvidia*",
+}
+"""NVML's error → what it means."""
 
 
 def facts() -> list[dict[str, Any]]:
@@ -180,8 +262,7 @@ def _held(nvml: Any, gpu: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _processes(nvml: Any, gpu: Any) -> tuple[tuple[int, str], ...] | None:
-    kinds = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
-    answers = [ask(nvml, kind, gpu) for kind in kinds]
+    answers = [ask(nvml, kind, gpu) for kind in KINDS]
     if all(answer is None for answer in answers):
         return None
     pids = sorted({int(process.pid) for answer in answers for process in answer or ()})

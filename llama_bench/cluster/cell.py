@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from llama_bench import engines, folding, parts, versions
-from llama_bench.bench import schedule
+from llama_bench.cluster import gpu
 from llama_bench.cluster.ceilings import measure_beaten_ceilings, measure_ceilings
 from llama_bench.cluster.deadline import deadline_s
 from llama_bench.cluster.examine import Found, examine
-from llama_bench.cluster.job import ARM_TRIES, SKIPPED, Event, Job, Prepared, event, failure, insist
-from llama_bench.cluster.launch import Launcher, Lost
+from llama_bench.cluster.job import ARM_TRIES, NO_ENGINE, SKIPPED, Event, Job, Prepared, event, failure, insist
+from llama_bench.cluster.launch import GPU_MEMORY, Launcher, Lost
 from llama_bench.cluster.restart import REFERENCE, Given, Turn, restart_once
 from llama_bench.cluster.rows import Rows, kind_of
 from llama_bench.cluster.texts import texts
@@ -59,23 +59,27 @@ def measure_cell(job: Job, launcher: Launcher, examined: Found | None = None) ->
     `examined` keeps what is executed, by graph and settings: cells that share it examine each session once.
     """
     store = reopen(job.store_uri)
-    yield from measure_ceilings(job, launcher, store)
-    launcher.deadline_s = deadline_s(job, store)
     done = progress.read(store, job.run, job.cell.id, job.cell.baseline, retry_failed=job.retry_failed)
     threads = job.cell.target.threads or int(job.node["physical_cores"])
     ready = {arm.name: _prepare(store, job, arm, threads) for arm in job.cell.arms if arm.name not in done.lost}
-    yield from _skip_missing_engines(job, launcher, store, done, ready)
+    usable = yield from _leave_out_missing_engines(job, launcher, store, done, ready)
+    if not usable:
+        return
+    yield from measure_ceilings(job, launcher, store)
+    launcher.deadline_s = deadline_s(job, store)
+    memory = yield from gpu.looked_at(job, launcher)
     given = _given(store, job.cell)
     ready = {name: one for name, one in ready.items() if name not in done.lost}
     yield from examine(job, launcher, store, done, ready, given.task, {} if examined is None else examined)
     cell = Cell(job, launcher, store, done, given, Counter())
+    arms = [one for name, one in ready.items() if name not in done.lost]
+    each = dict.fromkeys(ready, arm_bytes(job.cell.model, job.cell.workload))
     try:
-        groups = _groups(job, [name for name in ready if name not in done.lost])
+        groups = gpu.groups(job, arms, each, memory)
     except ValueError as error:
         yield from failure(job, store, done, Lost(None, "measure", "memory", str(error), True))
         return
-    for number, names in enumerate(groups):
-        yield from _measure_group(cell, number, [ready[name] for name in names], job.measure.budget_s / len(groups))
+    yield from _measure_groups(cell, groups, ready)
     yield from _confirm(cell, ready)
     yield from measure_beaten_ceilings(job, launcher, store)
     folding.fold(store, job.run, job.cell.id)
@@ -91,25 +95,32 @@ def _given(store: Store, cell: PlannedCell) -> Given:
     return Given(task, reference, json.dumps(versions.libraries()), described)
 
 
-def _skip_missing_engines(
+def _leave_out_missing_engines(
     job: Job, launcher: Launcher, store: Store, done: Progress, ready: dict[str, Prepared]
-) -> Iterator[Event]:
-    """Take out the arms whose engine this node does not have; each is skipped, with the reason.
+) -> Generator[Event, None, bool]:
+    """Take out the arms whose engine this node does not have, with the reason; False when the baseline is one of them.
 
+    Without the baseline nothing can be compared: that is one failure, of the cell, and the same command tries it again.
     A process is asked for each engine: its library may crash, and stays in memory.
     """
     by_engine: dict[str, list[str]] = {}
     for name, one in ready.items():
-        if one.arm.recipe.engine != DEFAULT_ENGINE:  # a fault of its own is told when its session is made
+        # on a CPU a fault of the default engine is told when its session is made
+        if one.arm.recipe.engine != DEFAULT_ENGINE or job.cell.target.needs_gpu:
             by_engine.setdefault(one.arm.recipe.engine, []).append(name)
-    for names in by_engine.values():
+    for names in sorted(by_engine.values(), key=lambda names: job.cell.baseline not in names):
         settings = [ready[name].settings for name in names]
         reasons = yield from insist(job, store, done, names[0], "engine", launcher, _missing, settings)
         for number, name in enumerate(names):
+            why = reasons.message if isinstance(reasons, Lost) else reasons[number]
+            if why is not None and name == job.cell.baseline:
+                yield from failure(job, store, done, Lost(None, "engine", NO_ENGINE, why, True))
+                return False
             if isinstance(reasons, Lost):
                 yield from failure(job, store, done, replace(reasons, arm=name, stage="engine", final=True))
-            elif reasons[number] is not None:
-                yield from failure(job, store, done, Lost(name, "engine", SKIPPED, reasons[number], True))
+            elif why is not None:
+                yield from failure(job, store, done, Lost(name, "engine", SKIPPED, why, True))
+    return True
 
 
 def _missing(settings: Sequence[Mapping[str, Any]]) -> list[str | None]:
@@ -126,15 +137,22 @@ def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:
     return Prepared(arm, store.fetch(arm.variant), settings, store.manifest(arm.variant), kind_of(arm))
 
 
-def _groups(job: Job, names: Sequence[str]) -> list[list[str]]:
-    """Arms that fit into the node's memory together; the baseline and the control are in every group."""
-    always = [name for name in (job.cell.baseline, CONTROL) if name in names]
-    each = dict.fromkeys(names, arm_bytes(job.cell.model, job.cell.workload))
-    return schedule.groups(names, always, each, job.memory_bytes)
+def _measure_groups(cell: Cell, groups: Sequence[Sequence[str]], ready: Mapping[str, Prepared]) -> Iterator[Event]:
+    """Measure the groups one after the other; one whose arms do not fit onto the GPU together is split in two."""
+    left, number = [(names, cell.job.measure.budget_s / len(groups)) for names in groups], 0
+    while left:
+        names, budget_s = left.pop(0)
+        fits = yield from _measure_group(cell, number, [ready[name] for name in names], budget_s)
+        if not fits:
+            left[:0] = [(half, budget_s / 2) for half in gpu.halves(names, (cell.job.cell.baseline, CONTROL))]
+        number += 1
 
 
-def _measure_group(cell: Cell, number: int, group: Sequence[Prepared], budget_s: float) -> Iterator[Event]:
-    """Run the restarts of one group of arms: the pilot, then as many as Stein's second stage asks for."""
+def _measure_group(cell: Cell, number: int, group: Sequence[Prepared], budget_s: float) -> Generator[Event, None, bool]:
+    """Run the restarts of one group of arms: the pilot, then as many as Stein's second stage asks for.
+
+    False when its arms do not fit onto the GPU together, and fewer of them may.
+    """
     job, done = cell.job, cell.done
     always = (job.cell.baseline, CONTROL)
     while job.cell.baseline not in done.lost:
@@ -143,13 +161,16 @@ def _measure_group(cell: Cell, number: int, group: Sequence[Prepared], budget_s:
         others = [one.arm.name for one in arms if one.arm.name not in always]
         pending = [name for name in others or always if done.restarts[name] < total.get(name, 0)]
         if not pending:
-            return
+            return True
         timed = [one for one in arms if one.arm.name in (*always, *pending)]
         count, most = min(done.restarts[name] for name in pending), max(total[name] for name in pending)
         yield event("cell", job, "started", count, most)
         first = frozenset(one.arm.name for one in timed if not done.restarts[one.arm.name])
         turn = Turn(done.next_restart, number, "main", timed, _may_drop(cell), f"restart {count + 1}/{most}", first)
-        yield from _restart(cell, turn, count + 1, most)
+        lost = yield from _restart(cell, turn, count + 1, most)
+        if lost is not None and lost.kind == GPU_MEMORY and gpu.halves(turn.names, always):
+            return False
+    return True
 
 
 def _confirm(cell: Cell, ready: dict[str, Prepared]) -> Iterator[Event]:
@@ -168,8 +189,11 @@ def _confirm(cell: Cell, ready: dict[str, Prepared]) -> Iterator[Event]:
         yield from _restart(cell, turn, count + 1, total)
 
 
-def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
-    """Run one restart and write its parts; one that is lost costs its number, and in the end its arm."""
+def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Generator[Event, None, Lost | None]:
+    """Run one restart and write its parts; one that is lost costs its number, and in the end its arm.
+
+    Return how it was lost, None when it was not.
+    """
     job, store, done = cell.job, cell.store, cell.done
     done.next_restart += 1
     outcome = yield from restart_once(job, cell.launcher, turn, cell.given)
@@ -177,7 +201,7 @@ def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
         outcome = Lost(None, "write", "taken", f"restart {turn.restart} was written by somebody else", False)
     if isinstance(outcome, Lost):
         yield from _lost(cell, turn, outcome)
-        return
+        return outcome
     for name in (None, *turn.names):
         cell.deaths[name] = 0
     [piece] = outcome["pieces"]
@@ -185,6 +209,7 @@ def _restart(cell: Cell, turn: Turn, count: int, total: int) -> Iterator[Event]:
     done.judge(pl.from_dicts(outcome["accuracy"], schema=progress.ACCURACY))
     dropped = f"disturbed blocks timed again: {piece['dropped']}" if piece["dropped"] else ""
     yield event("restart", job, "finished", count, total, piece["wall_s"], dropped)
+    return None
 
 
 def _write(job: Job, store: Store, restart: int, rows: Rows) -> bool:
@@ -202,6 +227,11 @@ def _lost(cell: Cell, turn: Turn, lost: Lost) -> Iterator[Event]:
     Raises WorkError when it is to be tried on another node first.
     """
     job, store, done = cell.job, cell.store, cell.done
+    if lost.kind == GPU_MEMORY:
+        lost = gpu.crowded(lost, turn.names, (job.cell.baseline, CONTROL))
+        if gpu.halves(turn.names, (job.cell.baseline, CONTROL)):  # no arm is to blame yet
+            yield from failure(job, store, done, lost, turn.restart, turn.group)
+            return
     cell.deaths[lost.arm] += 1
     too_often = cell.deaths[lost.arm] >= ARM_TRIES
     if too_often and not lost.final and job.elsewhere:

@@ -129,15 +129,20 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: node.id)
 
 
-def unserved(targets: Mapping[str, Target], offered: Iterable[Node]) -> dict[str, str]:
+def unserved(
+    targets: Mapping[str, Target], offered: Iterable[Node], no_gpu: Iterable[str | None] = ()
+) -> dict[str, str]:
     """Return target → why no node can serve it, with what the nodes offer; empty when every target is served.
 
-    Ray itself waits for ever, without an error, for a resource that nobody has.
+    `no_gpu` are the reasons of nodes that find no GPU, one of which is told where all have the same. Ray itself waits
+    for ever, without an error, for a resource that nobody has.
     """
-    offered = list(offered)
+    offered, reasons = list(offered), set(no_gpu) - {None}
+    because = f"; {min(map(str, reasons))}" if len(reasons) == 1 else ""
     offers = "; ".join(f"{node.address}: {', '.join(node.tags) or 'no tags'}" for node in offered) or "no nodes"
     return {
         name: f"no node offers {target.tag}{' with a GPU' if target.needs_gpu else ''} (the nodes offer {offers})"
+        + (because if target.needs_gpu else "")
         for name, target in targets.items()
         if not any(node.serves(target) for node in offered)
     }

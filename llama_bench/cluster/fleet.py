@@ -76,7 +76,8 @@ class Fleet:
 
     def unserved(self) -> dict[str, str]:
         """Return target → why no node serves it now and none can be brought."""
-        found = connect.unserved(self._targets, self.nodes)
+        no_gpu = [facts.get("now", {}).get("no_gpu") for facts in self.facts.values()]
+        found = connect.unserved(self._targets, self.nodes, no_gpu)
         return {name: why for name, why in found.items() if not self._can_come(self._targets[name])}
 
     def serving(self, target: Target) -> list[Node]:

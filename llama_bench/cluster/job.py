@@ -36,6 +36,9 @@ ARM_TRIES = 2
 SKIPPED = "skipped"
 """Kind of a failure that is none: an engine that this machine does not have."""
 
+NO_ENGINE = "no engine"
+"""Kind of the failure of a cell whose baseline cannot run on this node: no driver, no library, no package."""
+
 Event = dict[str, Any]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llama_bench.errors import StoreError, WorkError
+from llama_bench.errors import GpuMemoryError, StoreError, WorkError
 
 DEADLINE_S = 1800.0
 """For one call of one process where nothing better is known: a session that hangs costs its restart, not the sweep."""
@@ -20,6 +20,9 @@ FILES_AWAY = (
     "transport endpoint is not connected",
 )
 """Words of libraries that did not find what was there when the cell began: its store is away for a moment."""
+
+GPU_MEMORY = "gpu memory"
+"""Kind of a failure: a GPU had too little memory left. Fewer arms at a time may fit."""
 
 LIBRARY = "shared object file"
 """Words of the loader for a library that is not installed, which are followed by "no such file" too."""
@@ -68,7 +71,8 @@ class Launcher(Protocol):
 def raised(error: BaseException) -> Lost:
     """Return how a call was lost that raised `error`: the same call would raise it again, unless files were away."""
     message = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
-    return Lost(None, "", type(error).__name__, " ".join(message.split()), not _tells_of_files_away(error))
+    kind = GPU_MEMORY if isinstance(error, GpuMemoryError) else type(error).__name__
+    return Lost(None, "", kind, " ".join(message.split()), not _tells_of_files_away(error))
 
 
 def _tells_of_files_away(error: BaseException) -> bool:

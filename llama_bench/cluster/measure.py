@@ -48,6 +48,7 @@ class _Place:
     since: float
     cell: Cell
     stream: Any = None
+    failed: bool = False
 
 
 class Measuring:
@@ -121,9 +122,10 @@ class Measuring:
         try:
             event = Event(**ray.get(next(reference)))
         except StopIteration:
-            self.outcome.measured += 1
+            failed = place.failed
+            self.outcome.measured += not failed
             self._go_on(place)
-            self.on_event(Event("cell", cell.label, "finished"))
+            self.on_event(Event("cell", cell.label, "failed" if failed else "finished"))
         except RayError as error:
             self._let_go(place)
             self._lost(cell, place.node, error)
@@ -132,6 +134,7 @@ class Measuring:
                 self._waiting.went_on(cell)
             if event.kind == "failure":
                 self.outcome.failures.append(f"{event.label}: {event.detail}")
+                place.failed |= event.label == cell.label  # of no arm: nothing of the cell could be measured
             self.on_event(event)
 
     def close(self) -> None:
@@ -184,6 +187,7 @@ class Measuring:
         )
         strategy = PlacementGroupSchedulingStrategy(place.group, 0, placement_group_capture_child_tasks=True)
         task = ray.remote(num_cpus=SHARE, max_retries=0, num_returns="streaming")(_coordinate)
+        place.failed = False
         place.stream = task.options(scheduling_strategy=strategy, name=cell.label).remote(job)
 
     def _go_on(self, place: _Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class CachedSession(TimedSession):
         self._graph = describe(session, settings, place, None if self._all_logits else 1)
         timed = given.shape[1] if kind == "prefill" else 1
         longest = given.shape[1] + new_tokens - 1
-        with failing("before the first run"):
+        with self._failing("before the first run"):
             self._steps = make_steps(self._graph, self._io, len(given), longest, captured=timed)
             if kind == "decode":
                 self._steps.step(given[:, :-1])
@@ -63,7 +64,7 @@ class CachedSession(TimedSession):
 
     def run(self) -> None:
         """Execute the workload once; returns when its outputs are complete. Raises WorkError."""
-        with failing("while running"):
+        with self._failing("while running"):
             self._steps.restore(self._start)
             if self._new_tokens is None:
                 self._steps.step(self._first)
@@ -93,7 +94,7 @@ class CachedSession(TimedSession):
             raise WorkError("there are no outputs before the first run")
         if self._tokens is not None:
             return {"tokens": self._tokens.copy()}
-        with failing("while reading its outputs"):
+        with self._failing("while reading its outputs"):
             return {self._graph.output: self._steps.output().copy(), **self._steps.cache()}
 
     def score(self, windows: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
@@ -105,7 +106,7 @@ class CachedSession(TimedSession):
         if self._graph.output != "logits":
             raise WorkError(f"a text cannot be scored: the graph gives {self._graph.output}, no logits")
         windows = np.ascontiguousarray(windows, dtype=np.int64)
-        with failing("while scoring"):
+        with self._failing("while scoring"):
             yield from self._score_at_once(windows) if self._all_logits else self._score_by_token(windows)
 
     def _score_at_once(self, windows: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
@@ -128,6 +129,9 @@ class CachedSession(TimedSession):
                 steps.step(some[:, t : t + 1])
                 rows.append(steps.output()[:, -1].copy())
             yield from np.stack(rows, axis=1)
+
+    def _failing(self, when: str) -> AbstractContextManager[None]:
+        return failing(when, gpu=not self._place.on_host)
 
     def device_bytes(self) -> int | None:
         """Return the bytes that this process holds on the GPU, None on a CPU."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
-import io
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_bench.engines.binding import place_of
+from llama_bench.engines.binding import HOST_PROVIDERS, place_of
+from llama_bench.engines.cuda import CUDA, TENSORRT, preload, why_not
 from llama_bench.engines.failures import failing
 from llama_bench.errors import InputError, WorkError, nearest
 
@@ -22,7 +20,9 @@ if TYPE_CHECKING:
     from llama_bench.engines import Task, TimedSession
     from llama_bench.sweep import Session, Target
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+__all__ = ["CPU", "CUDA", "TENSORRT", "check_installation", "load", "missing", "open_session", "settings"]
+
+CPU = "CPUExecutionProvider"
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
@@ -53,9 +53,6 @@ CUDA_OPTIONS = {
     "use_ep_level_unified_stream": "0",
 }
 """ONNX Runtime's defaults, written down so that a new version's defaults cannot shift a comparison unseen."""
-
-LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
-"""Provider → the library of ONNX Runtime that has it, which needs others that do not come with it."""
 
 FATAL = 4
 ERROR = 3
@@ -173,8 +170,7 @@ def missing(settings: Mapping[str, Any]) -> str | None:
     if provider not in ort.get_available_providers():
         return f"this build of ONNX Runtime has no {provider}{nearest(provider, ort.get_available_providers())}"
     preload(provider)
-    library = missing_library(provider)
-    return library and f"{provider} needs the library {library}, which is not installed here"
+    return why_not(provider)
 
 
 def open_session(
@@ -226,9 +222,11 @@ def load(model: Path, settings: Mapping[str, Any], adjust: Callable[[Any], None]
     try:
         session = make(model, options, settings, providers=[(name, dict(given)) for name, given in providers.items()])
     except WorkError as error:  # TensorRT's provider fails where CUDA's falls back
-        raise WorkError(_why_not(provider)) if missing_library(provider) else error from error
+        why = why_not(provider)
+        raise WorkError(why) if why is not None else error from error
     if session.get_providers() != list(providers):
-        raise WorkError(f"ONNX Runtime fell back to {session.get_providers()[0]}: {_why_not(provider)}")
+        why = why_not(provider) or f"{provider} found no device that it can use: nvidia-smi must list one"
+        raise WorkError(f"ONNX Runtime fell back to {session.get_providers()[0]}: {why}")
     return session
 
 
@@ -236,40 +234,10 @@ def make(model: Path, options: Any, settings: Mapping[str, Any], **providers: An
     """Return onnxruntime.InferenceSession without its fallback to other providers. Raises WorkError."""
     import onnxruntime as ort
 
-    with failing(f"to load {model}"):
+    with failing(f"to load {model}", gpu=settings["provider"] not in HOST_PROVIDERS):
         disabled = settings["disabled_optimizers"]
         session = ort.InferenceSession(
             str(model), options, enable_fallback=0, disabled_optimizers=disabled, **providers
         )
     session.disable_fallback()
     return session
-
-
-def preload(provider: str) -> None:
-    """Load the CUDA libraries that come as Python packages; the loader does not look where those are."""
-    import onnxruntime as ort
-
-    if provider in LIBRARIES:
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
-
-
-def missing_library(provider: str) -> str | None:
-    """Return the name of a library that the provider's own needs and the loader does not find."""
-    import onnxruntime as ort
-
-    if provider in LIBRARIES and sys.platform == "linux":
-        try:
-            ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / LIBRARIES[provider]))
-        except OSError as error:
-            if "cannot open shared object file" in str(error):
-                return str(error).split(":")[0]
-    return None
-
-
-def _why_not(provider: str) -> str:
-    """Say why `provider` did not come up: the library that the loader misses, or that there is no device."""
-    library = missing_library(provider)
-    if library:
-        return f"{provider} needs the library {library}, which is not installed here"
-    return f"{provider} found no device that it can use"

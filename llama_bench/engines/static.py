@@ -37,11 +37,12 @@ class StaticSession(TimedSession):
         self._values: dict[str, Any] = {}
         self._results: list[np.ndarray[Any, Any]] = []
         self._ran = False
-        self._binding = self._bind() if settings["io"] == "device" else None
+        with failing("before the first run", gpu=not place.on_host):
+            self._binding = self._bind() if settings["io"] == "device" else None
 
     def run(self) -> None:
         """Execute once; returns when the outputs are complete. Raises WorkError when ONNX Runtime fails."""
-        with failing("while running"):
+        with failing("while running", gpu=not self._place.on_host):
             if self._binding is None:
                 self._results = self.session.run(None, self._feed)
             else:
@@ -108,7 +109,7 @@ class StaticSession(TimedSession):
 
     def _output(self, name: str) -> np.ndarray[Any, Any]:
         at = self.names.index(name)
-        with failing("while reading its outputs"):
+        with failing("while reading its outputs", gpu=not self._place.on_host):
             return widened(self._results[at]) if self._binding is None else copied(self._binding.get_outputs()[at])
 
     def _wanted(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_bench.engines.cuda import driver_fault
 from llama_bench.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -84,8 +85,12 @@ def missing(settings: Mapping[str, Any]) -> str | None:
         import torch
 
         if not torch.cuda.is_available():
-            build = "finds no GPU" if torch.version.cuda else "is a build without CUDA"
-            return f"engine {engine!r} needs a GPU, and torch {torch.__version__} {build}"
+            if not torch.version.cuda:
+                return f"engine {engine!r} needs a GPU, and torch {torch.__version__} is a build without CUDA"
+            fault = driver_fault(int(torch.version.cuda.partition(".")[0]))
+            return (
+                f"engine {engine!r} needs a GPU, and torch {torch.__version__} finds none: {fault or 'nobody says why'}"
+            )
         if engine == COMPILE and find_spec("triton") is None:
             return f"engine {engine!r} needs the package triton on a GPU: pip install triton"
         return None

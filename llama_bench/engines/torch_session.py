@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from llama_bench.engines import TimedSession
 from llama_bench.engines.cached import SCORED_BYTES, SIDE_BY_SIDE
-from llama_bench.engines.failures import line
+from llama_bench.engines.failures import failing
 from llama_bench.engines.memory import device_bytes
-from llama_bench.engines.torch_engine import missing
+from llama_bench.engines.torch_engine import DEVICES, missing
 from llama_bench.engines.torch_runner import Runner
 from llama_bench.errors import WorkError
 from llama_bench.model.inputs import cache_names, output_names
@@ -43,10 +43,10 @@ class TorchSession(TimedSession):
             raise WorkError(why)
         self.providers: list[str] = [settings["provider"]]
         self.token_seconds: tuple[float, ...] = ()
-        self._on_host = settings["io"] == "host"
+        self._on_host, self._gpu = settings["io"] == "host", DEVICES[settings["provider"]] == "cuda"
         self._workload = Workload.model_validate(task.workload)
         self._results: dict[str, Any] = {}
-        with failing("before the first run"), torch.inference_mode():
+        with self._failing("before the first run"), torch.inference_mode():
             self._runner = Runner(folder, settings, Model.model_validate(task.model), self._workload)
             given = np.ascontiguousarray(task.inputs["input_ids"], dtype=np.int64)
             padding = task.inputs.get("attention_mask")
@@ -57,7 +57,8 @@ class TorchSession(TimedSession):
             if self._workload.kind == "decode":
                 self._runner.fill(self._cache, self._device(given[:, :-1]))
                 given = np.ascontiguousarray(given[:, -1:])
-        self._given, self._bound = given, self._device(given)
+        with self._failing("before the first run"):
+            self._given, self._bound = given, self._device(given)
         if self._runner.compiled:
             self.run()  # which compiles
             self._results = {}
@@ -65,7 +66,7 @@ class TorchSession(TimedSession):
     def run(self) -> None:
         """Execute the workload once; returns when its outputs are complete. Raises WorkError."""
         self._results = {}  # their memory is free again for this run's
-        with failing("while running"), torch.inference_mode():
+        with self._failing("while running"), torch.inference_mode():
             tokens = self._device(self._given) if self._on_host else self._bound
             if self._workload.kind == "generate":
                 results: dict[str, Any] = {"tokens": self._generate(tokens)}
@@ -109,7 +110,7 @@ class TorchSession(TimedSession):
         if self._workload.kind == "decode":
             tensors = [tensor for pair in self._cache for tensor in pair]
             results |= dict(zip(cache_names(self._runner.model, "present"), tensors, strict=True))
-        with failing("while reading its outputs"):
+        with self._failing("while reading its outputs"):
             return {name: host(value) for name, value in results.items()}
 
     def score(self, windows: Array) -> Iterator[Array]:
@@ -125,7 +126,7 @@ class TorchSession(TimedSession):
         rows = self._workload.batch if at_once or self._runner.compiled else self._side_by_side(windows.shape[1])
         for first in range(0, len(windows), rows):
             some = windows[first : first + rows]
-            with failing("while scoring"), torch.inference_mode():
+            with self._failing("while scoring"), torch.inference_mode():
                 full = self._device(some[np.arange(rows) % len(some)])
                 found = self._score_at_once(full) if at_once else self._score_by_token(full)
             yield from found[: len(some)]
@@ -145,6 +146,9 @@ class TorchSession(TimedSession):
         window_bytes = 4 * length * self._runner.model.vocab_size
         return max(1, min(SIDE_BY_SIDE, SCORED_BYTES // window_bytes))
 
+    def _failing(self, when: str) -> AbstractContextManager[None]:
+        return failing(when, gpu=self._gpu, who="torch")
+
     def device_bytes(self) -> int | None:
         """Return the bytes that this process holds on the GPU, by NVML or else by torch; None on a CPU."""
         if self._runner.device != "cuda":
@@ -161,14 +165,3 @@ def host(value: Tensor | Array) -> Array:
         return value.copy()
     wide = value.float() if value.is_floating_point() else value
     return wide.to("cpu", copy=True).contiguous().numpy()
-
-
-@contextlib.contextmanager
-def failing(when: str) -> Iterator[None]:
-    """Turn whatever torch raises `when` it does something into a WorkError of one line."""
-    try:
-        yield
-    except WorkError:
-        raise
-    except Exception as error:  # torch, its compiler and the compiler's compiler share no base
-        raise WorkError(f"torch failed {when}: {type(error).__name__}: {line(error)}") from error

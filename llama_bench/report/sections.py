@@ -74,7 +74,8 @@ def sections(material: Material) -> list[Section]:
 
 def _noise(m: Material) -> Content:
     table = trust.noise(m.cells, m.speedups)
-    return ([table] if table else []), None
+    strangers = trust.strangers(m.frames.blocks.collect())
+    return ([*strangers, table] if table else []), None
 
 
 def _results(m: Material) -> Content:

@@ -61,6 +61,28 @@ def noise(cells: pl.DataFrame, speedups: pl.DataFrame) -> Table | None:
     return Table("", columns, tuple(rows), notes)
 
 
+def strangers(blocks: pl.DataFrame) -> list[str]:
+    """Return one sentence a target on whose GPU other processes were seen: in how many blocks, and whose."""
+    found = []
+    for target in blocks["target"].unique(maintain_order=True):
+        mine = blocks.filter(pl.col("target") == target).unique(["cell", "restart", "group", "block"])
+        seen = mine.filter(pl.col("foreign").is_not_null())
+        if seen.is_empty():
+            continue
+        names = seen["foreign"].value_counts(sort=True)["foreign"].to_list()
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        kept = seen.filter("kept").height
+        counted = f"its verdicts count {kept} of these blocks and may be off" if kept else "none of these blocks counts"
+        found.append(
+            f"Another process was on the GPU of {target} in {seen.height} of {mine.height} blocks "
+            f"({'; '.join(names[:MOST_NAMED])}{more}): {counted}."
+        )
+    return found
+
+
+MOST_NAMED = 3
+"""Processes that are named; of more the number is told."""
+
 UNITS = {"matmul": ("T operations/s", 1e12), "copy": ("GB/s", 1e9), "read": ("GB/s", 1e9)}
 """What a ceiling is of → its unit, and how many per second are one of it."""
 

@@ -21,6 +21,8 @@ class Library:
     graphics: list[int] | None = field(default_factory=list)
     held_ns: dict[int, int] = field(default_factory=dict)
     energy_mj: int | None = 5_000_500
+    bytes_of: dict[int, int] = field(default_factory=dict)
+    free: int = 100 * 2**30
     mig: int = pynvml.NVML_DEVICE_MIG_DISABLE
     persistence: int | None = pynvml.NVML_FEATURE_ENABLED
     asked: list[tuple[str, Any]] = field(default_factory=list)
@@ -60,7 +62,7 @@ class Library:
         return "NVIDIA H200"
 
     def nvmlDeviceGetMemoryInfo(self, gpu: str) -> Any:
-        return SimpleNamespace(total=143771 * 2**20)
+        return SimpleNamespace(total=143771 * 2**20, free=self.free)
 
     def nvmlDeviceGetClockInfo(self, gpu: str, clock: int) -> int:
         return {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 3201}[clock]
@@ -94,7 +96,7 @@ class Library:
         ]
 
     def nvmlDeviceGetComputeRunningProcesses(self, gpu: str) -> list[Any]:
-        return [SimpleNamespace(pid=pid) for pid in _told(self.compute)]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=self.bytes_of.get(pid)) for pid in _told(self.compute)]
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, gpu: str) -> list[Any]:
         return [SimpleNamespace(pid=pid) for pid in _told(self.graphics)]

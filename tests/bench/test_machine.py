@@ -66,6 +66,7 @@ def test_a_quiet_machine_gives_no_doubts() -> None:
         ({"now": now(gpu_processes=[(9, "blender")])}, r"on the GPU already: blender \(9\)"),
         ({"gpus": [{"name": "A100", "mig": True, "persistence": True}]}, r"A100 is split \(MIG\)"),
         ({"gpus": [{"name": "A100", "mig": False, "persistence": False}]}, "A100 has no persistence mode"),
+        ({"gpus": [{"name": "A100", "compute_mode": "exclusive process"}]}, "A100 lets one process in at a time"),
         ({"cpu_quota": 1.5}, "quota of 1.5"),
         ({"smt": True, "logical_cores": 16}, "16 CPUs are 8 cores"),
         ({"governor": "powersave"}, "'powersave'"),

@@ -108,6 +108,49 @@ def test_without_nvml_there_is_no_gpu_and_nothing_raises(monkeypatch: pytest.Mon
     assert nvml.facts() == nvml.processes() == []
 
 
+def test_who_is_on_a_gpu_is_told_with_what_it_holds(library: Any) -> None:
+    library.compute, library.graphics = [os.getpid(), NOBODY], [NOBODY, NOBODY + 1]
+    library.bytes_of = {os.getpid(): 3 * 10**9, NOBODY: 12_340_000_000}
+    gpu = nvml.Gpu("0")
+    assert [one.pid for one in gpu.occupants()] == [os.getpid(), NOBODY, NOBODY + 1]
+    assert list(map(str, gpu.occupants()))[1:] == [
+        f"python3 (pid {NOBODY}, 12.3 GB)",
+        f"python3 (pid {NOBODY + 1})",
+    ]
+    total = 143771 * 2**20
+    assert gpu.memory() == nvml.Memory(total, 100 * 2**30, 3 * 10**9)
+    assert gpu.memory().others == total - 100 * 2**30 - 3 * 10**9
+    gpu.close()
+    assert gpu.memory() is None
+    assert gpu.occupants() == []
+
+
+def test_what_a_process_holds_that_nvml_does_not_name_is_unknown(library: Any) -> None:
+    library.compute = [NOBODY]  # as in a container, which has process numbers of its own
+    found = nvml.memory()
+    assert found is not None
+    assert (found.own, found.others) == (None, None)
+    assert library.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "no NVIDIA driver is here"),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "is not loaded"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "was updated under a running system"),
+        (pynvml.NVML_ERROR_NO_PERMISSION, "may not use"),
+        (pynvml.NVML_ERROR_UNKNOWN, "NVML says: Unknown Error"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said_in_words(error: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise pynvml.NVMLError(error)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fails)
+    assert words in str(nvml.absent())
+
+
 def test_the_cells_own_arms_are_not_foreign() -> None:
     assert nvml.foreign([(5, "python"), (6, "python")], {5, 6, 7}) is None
     assert nvml.foreign([], {5}) is None

@@ -31,6 +31,15 @@ def test_a_target_that_no_node_serves_is_named_with_what_the_nodes_offer() -> No
     assert "10.0.0.1: bench_cpu, builder" in why
 
 
+def test_why_the_nodes_have_no_gpu_is_told_where_it_is_one_reason() -> None:
+    node = Node("1", "10.0.0.1", {"CPU": 4.0, "bench_cpu": 1.0})
+    tags = {"A": GPU, "C": Target(tag="bench_moon")}
+    found = connect.unserved(tags, [node], ["no driver", None, "no driver"])
+    assert found["A"].endswith("(the nodes offer 10.0.0.1: bench_cpu); no driver")
+    assert "no driver" not in found["C"]
+    assert "no driver" not in connect.unserved(tags, [node], ["no driver", "not loaded"])["A"]
+
+
 def test_a_tag_alone_is_no_gpu() -> None:
     assert not Node("1", "a", {"bench_gpu": 1.0}).serves(GPU)
     assert Node("1", "a", {"bench_gpu": 1.0, "GPU": 1.0}).serves(GPU)

@@ -39,6 +39,21 @@ def test_a_target_whose_equal_programs_differ_has_no_verdicts(synthetic: ModuleT
     assert table.rows[0][-1] == "no: void"
 
 
+def test_processes_that_were_on_the_gpu_are_named_with_the_blocks_that_they_were_in() -> None:
+    def block(number: int, foreign: str | None, kept: bool = True, target: str = "gpu") -> list[dict[str, Any]]:
+        row = {"target": target, "cell": "c", "restart": 0, "group": 0, "block": number, "kept": kept}
+        return [{**row, "foreign": foreign, "recipe": name} for name in ("original", "control")]
+
+    rows = [*block(0, "blender (pid 9)"), *block(1, None), *block(2, "blender (pid 9)", False), *block(3, "x (pid 8)")]
+    [said] = trust.strangers(pl.DataFrame([*rows, *block(0, None, target="cpu")]))
+    assert said == (
+        "Another process was on the GPU of gpu in 3 of 4 blocks (blender (pid 9); x (pid 8)): "
+        "its verdicts count 2 of these blocks and may be off."
+    )
+    [said] = trust.strangers(pl.DataFrame(block(2, "blender (pid 9)", False)))
+    assert said.endswith("none of these blocks counts.")
+
+
 def test_a_run_that_timed_nothing_has_no_noise(synthetic: ModuleType) -> None:
     assert noise(synthetic.world({}, restarts=0)) is None
 

@@ -8,6 +8,10 @@ SIMULATED_TIMINGS    the recording, as `record.py` writes it; without one a run 
 SIMULATED_ORDERS     a folder of orders: `<size>-<length>-<provider>.hang` or `.crash` befalls the next run of that cell
 SIMULATED_MISSING    why this machine does not have the engine
 SIMULATED_RUN_S      real seconds that a run sleeps, 0 unless said
+SIMULATED_GPU        a folder in which the sessions that live count one another, as on a GPU that they share
+SIMULATED_GPU_ROOM   so many sessions fit onto it; one more is out of memory, in the words of ONNX Runtime
+SIMULATED_GPU_BIG    name of an arm that never fits
+SIMULATED_GPU_AT     the run in which a session wants its memory, 0 (unless said) is when it is loaded
 """
 
 from __future__ import annotations
@@ -21,11 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from llama_bench.bench.interference import Observed
 from llama_bench.bench.race import Ceiling
 from llama_bench.engines import Task, TimedSession
+from llama_bench.engines.failures import failing
 from llama_bench.errors import WorkError
+
+NO_ROOM = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running MatMul node. "
+    "Name:'/lm_head/MatMul' Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
+    "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*, bool, "
+    "onnxruntime::WaitNotificationFn) Failed to allocate memory for requested buffer of size 2830172160"
+)
 
 
 def settings(engine: str, session: Any, target: Any, physical_cores: int) -> dict[str, Any]:
@@ -54,12 +67,16 @@ class Session(TimedSession):
         self._sleep_s = float(os.environ.get("SIMULATED_RUN_S", "0"))
         self._now_ns, self._runs = 0, 0
         self._seconds = self._recorded()
+        with failing("to load model.onnx", gpu=True):
+            self._take_memory()
 
     @property
     def clock(self) -> Callable[[], int]:
         return (lambda: self._now_ns) if self._sleep_s == 0 else time.perf_counter_ns
 
     def run(self) -> None:
+        with failing("while running", gpu=True):
+            self._take_memory()
         if self._orders is not None:
             size, length = self._task.model["hidden_size"], self._task.workload["sequence"]
             _obey(Path(self._orders), f"{size}-{length}-{self.providers[0][:3].lower()}")
@@ -67,6 +84,16 @@ class Session(TimedSession):
         # the value of a run depends on its number alone, so that a warm-up of any length leaves the timed ones alike
         self._now_ns += round(1e9 * self._seconds[self._runs % len(self._seconds)])
         self._runs += 1
+
+    def _take_memory(self) -> None:
+        """Be on the GPU from the run on that says so, if there is room."""
+        shared, at = os.environ.get("SIMULATED_GPU"), int(os.environ.get("SIMULATED_GPU_AT", "0"))
+        if shared is None or self._runs < at:
+            return
+        Path(shared, str(os.getpid())).touch()
+        living = [file for file in Path(shared).iterdir() if psutil.pid_exists(int(file.name))]
+        if len(living) > int(os.environ["SIMULATED_GPU_ROOM"]) or self._arm == os.environ.get("SIMULATED_GPU_BIG"):
+            raise RuntimeError(NO_ROOM)
 
     def outputs(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return what torch gave for the same inputs and this model's width: sizes have their inputs in common."""
