@@ -67,8 +67,8 @@ def _table(target: str, arms: pl.DataFrame) -> Table:
     if "Power (W)" in shown:
         notes.append(
             f"Power is the whole GPU's: its energy counter's joules over slots of at least {ENERGY_S:g} s, washout and "
-            f"timed runs together; in older runs its reading in slots of at least {POWER_S:.0f} s. Tokens/J are tokens/s a "
-            "watt."
+            f"timed runs together; in older runs its reading in slots of at least {POWER_S:.0f} s. Tokens/J are "
+            "tokens/s a watt."
         )
     else:
         notes.append("Power was not measured: it needs an NVIDIA GPU and slots of at least half a second.")
