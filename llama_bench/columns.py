@@ -190,7 +190,7 @@ DATASETS: dict[str, Words] = {
         **{name: COMMON[name]._replace(null="it is of no single one") for name in ("cell", "model", "workload", "target", "restart", "group", "phase", "recipe", "node")},
         "stage": Column("", "What was being done, such as `build`, `examine`, `load`, `measure`, `engine`, `store` or `driver`."),
         "artifact": Column("", "Id of the artifact that was not built.", "the stage is no build"),
-        "kind": Column("", "`lost` (one try, made again), `skipped` (left out without a try), else the name of the error that gave it up."),
+        "kind": Column("", "`lost` (one try, made again), `skipped` (left out without a try), `memory` and `gpu memory` (too little of it), `no engine` (the baseline cannot run on the node), else the name of the error that gave it up."),
         "message": Column("", "Why, in words."),
         "at": Column("", "When.", "a build that failed before the stamp was written"),
     }),

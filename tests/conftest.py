@@ -11,17 +11,52 @@ from types import ModuleType
 
 import pytest
 
+from llama_bench.bench import nvml
+
 ALONE = "alone"
-"""Group of the tests that want the machine for themselves: those that start Ray, or measure what a CPU can do."""
+"""Group of the tests that want the machine for themselves: those that start Ray, use a GPU, or measure a CPU."""
+
+TIMEOUT_S = 300.0
+"""A test that takes longer hangs."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up pytest-xdist and pytest-timeout where they are installed; on a borrowed GPU they need not be."""
+    if config.pluginmanager.hasplugin("xdist") and getattr(config.option, "numprocesses", None):
+        # tests that need Ray stay together, and the order is that of `pytest_collection_modifyitems`
+        config.option.dist, config.option.loadscopereorder = "loadgroup", False
+    if config.pluginmanager.hasplugin("timeout") and config.option.timeout is None:
+        config.option.timeout = TIMEOUT_S
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu` leave out the files that have no such test: other tests need packages that these do not."""
+    if config.option.markexpr != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any("mark.gpu" in file.read_text(encoding="utf-8") for file in files) else True
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that want the machine for themselves last; with `-n` they all go into one process."""
+    """Put the tests that want the machine for themselves last; with `-n` they all go into one process.
+
+    Of those on a GPU the ones through Ray come first: later this process is on the GPU itself, and a stranger there.
+    """
+    why = nvml.absent() if any(item.get_closest_marker("gpu") for item in items) else None
     for item in items:
-        if item.get_closest_marker("ray"):
+        if item.get_closest_marker("ray") or item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.xdist_group(ALONE))
-    items.sort(key=lambda item: any(marker.args == (ALONE,) for marker in item.iter_markers("xdist_group")))
+        if item.get_closest_marker("gpu") and why is not None:
+            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {why}"))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    alone = any(marker.args == (ALONE,) for marker in item.iter_markers("xdist_group"))
+    through_ray = item.get_closest_marker("gpu") and item.get_closest_marker("ray")
+    return 0 if not alone else 1 if through_ray else 2
 
 
 @pytest.fixture(scope="session", autouse=True)

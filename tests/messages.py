@@ -29,18 +29,20 @@ SAYS: dict[str, int | str] = {
     "write": "message",
     "waited": 0,
     "_say": 0,
+    "explained": 1,
 }
 """Function, method or class → which of its arguments is a message: its place or its keyword."""
 
 VALUE_ERRORS = ("sweep_recipe", "passes/quantize/options", "bench/schedule", "bench/slot")
 """Modules whose ValueErrors reach people: through the reader of sweep files, or as the reason of a failure."""
 
-NAMES = ("why", "need", "_WORDS")
+NAMES = ("why", "need", "_WORDS", "MEANINGS")
 """What a reason is called before it is said."""
 
 REASONS: dict[str, tuple[str, ...]] = {
     "bench/machine": ("_cpu_doubts", "_memory_doubts", "_gpu_doubts"),
     "cluster/connect": ("unserved",),
+    "engines/cuda": ("why_not", "driver_fault"),
     "engines/openvino": ("missing",),
     "engines/tensorrt": ("missing",),
     "engines/torch_engine": ("missing", "missing_compiler"),

@@ -179,14 +179,15 @@ def absent() -> str | None:
 
         pynvml.nvmlInit()
     except Exception as error:  # pynvml has a class for each of NVML's errors, and its own absence is one more
-        return ABSENT.get(type(error).__name__.removeprefix("NVMLError_"), f"NVML says: {error}")
+        return MEANINGS.get(type(error).__name__.removeprefix("NVMLError_"), f"NVML says: {error}")
     try:
-        return None if ask(pynvml, "nvmlDeviceGetCount") else "the NVIDIA driver sees no GPU"
+        why = None if ask(pynvml, "nvmlDeviceGetCount") else "the NVIDIA driver sees no GPU"
+        return why
     finally:
         ask(pynvml, "nvmlShutdown")
 
 
-ABSENT = {
+MEANINGS = {
     "LibraryNotFound": "no NVIDIA driver is here: nvidia-smi must work, and a container needs --gpus all",
     "DriverNotLoaded": "the NVIDIA driver is not loaded: nvidia-smi must work (modprobe nvidia, or restart)",
     "LibRmVersionMismatch": "the NVIDIA driver was updated under a running system: restart the machine",

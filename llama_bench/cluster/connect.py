@@ -138,7 +138,7 @@ def unserved(
     for ever, without an error, for a resource that nobody has.
     """
     offered, reasons = list(offered), set(no_gpu) - {None}
-    because = f"; {min(map(str, reasons))}" if len(reasons) == 1 else ""
+    because = f"; {next(iter(reasons))}" if len(reasons) == 1 else ""
     offers = "; ".join(f"{node.address}: {', '.join(node.tags) or 'no tags'}" for node in offered) or "no nodes"
     return {
         name: f"no node offers {target.tag}{' with a GPU' if target.needs_gpu else ''} (the nodes offer {offers})"

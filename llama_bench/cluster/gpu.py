@@ -96,7 +96,7 @@ def crowded(lost: Lost, names: Sequence[str], always: Sequence[str]) -> Lost:
     assert lost.kind == GPU_MEMORY
     others, count = [name for name in names if name not in always], len(names)
     if len(others) > 1:
-        then = f"{count} arms share the GPU: from here on fewer at a time"
-        return replace(lost, message=f"{lost.message}; {then}", final=False)
-    told = f"{lost.message}; {lost.arm} shares the GPU with {count - 1} more, the fewest that can be compared"
-    return replace(lost, arm=others[0] if others else lost.arm, message=told, final=False)
+        why = f"{lost.message}; {count} arms share the GPU: from here on fewer at a time"
+        return replace(lost, message=why, final=False)
+    why = f"{lost.message}; {lost.arm} shares the GPU with {count - 1} more, the fewest that can be compared"
+    return replace(lost, arm=others[0] if others else lost.arm, message=why, final=False)

@@ -132,9 +132,10 @@ class Measuring:
         else:
             if event.kind == "restart":
                 self._waiting.went_on(cell)
+                place.failed = False
             if event.kind == "failure":
                 self.outcome.failures.append(f"{event.label}: {event.detail}")
-                place.failed |= event.label == cell.label  # of no arm: nothing of the cell could be measured
+                place.failed |= event.label == cell.label  # of no arm: unless a restart follows, nothing was measured
             self.on_event(event)
 
     def close(self) -> None:

@@ -109,8 +109,6 @@ def driver_fault(major: int | None, driver: Any = None) -> str | None:
     if status == NO_GPU and visible is not None:
         return f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU: unset it, or name one that nvidia-smi -L lists"
     if status:
-        again = (
-            f"the NVIDIA driver does not start (CUDA error {status}): nvidia-smi may say why, or restart the machine"
-        )
-        return _WORDS.get(status, again)
+        why = f"the NVIDIA driver does not start (CUDA error {status}): nvidia-smi may say why, or restart the machine"
+        return _WORDS.get(status, why)
     return None

@@ -41,7 +41,9 @@ PLAIN = ("RuntimeError", "ValueError")
 
 LESS = "make batch or sequence smaller, or quantise the weights"
 
-KNOWN = {
+CLOSED = "leave cuda_graph and gpu_mem_limit out"
+
+MEANINGS = {
     r"driver version is insufficient|CUDA failure 35\b|driver on your system is too old":
         "the NVIDIA driver is too old for this build's CUDA: update the driver",
     r"no CUDA-capable device|CUDA failure 100\b|No CUDA GPUs are available|Found no NVIDIA driver":
@@ -91,7 +93,7 @@ def explained(error: Exception, what: str, gpu: bool = False, memory: nvml.Memor
         if not gpu or re.search(HOST_ALONE, text):
             return WorkError(f"{what}{at}: out of memory{_asked(wanted)}: {LESS}")
         return GpuMemoryError(f"{what}{at}: {out_of_memory(wanted, memory or nvml.memory())}")
-    why = next((words for pattern, words in KNOWN.items() if re.search(pattern, text)), None)
+    why = next((words for pattern, words in MEANINGS.items() if re.search(pattern, text)), None)
     if why is not None:
         return WorkError(f"{what}: {why} ({text[:LONGEST]})")
     kind = type(error).__name__
@@ -101,15 +103,17 @@ def explained(error: Exception, what: str, gpu: bool = False, memory: nvml.Memor
 
 def out_of_memory(wanted: re.Match[str], memory: nvml.Memory | None) -> str:
     """Say what was asked of a GPU's memory, how much of it is free, and who holds the rest."""
-    asked, words, then = _bytes(wanted), [f"the GPU is out of memory{_asked(wanted)}"], LESS
+    asked, there = _bytes(wanted), ""
     if memory is not None:
-        words.append(f"{memory.free / 1e9:.1f} of {memory.total / 1e9:.1f} GB are free")
+        there = f", {memory.free / 1e9:.1f} of {memory.total / 1e9:.1f} GB are free"
         if memory.own is not None:
-            words.append(f"this arm holds {memory.own / 1e9:.1f} GB, others {(memory.others or 0) / 1e9:.1f} GB")
-        if asked is not None and asked < memory.free:  # CUDA refuses it to whoever captures a graph
-            words.append("but in pieces, or a CUDA graph was being captured")
-            then = f"leave cuda_graph out, {LESS}"
-    return f"{', '.join(words)}: {then}"
+            there += f", this arm holds {memory.own / 1e9:.1f} GB, others {(memory.others or 0) / 1e9:.1f} GB"
+    why = f"the GPU is out of memory{_asked(wanted)}{there}: {LESS}"
+    if memory is not None and asked is not None and asked < memory.free:  # a graph's capture must not take memory
+        why = (
+            f"the GPU is out of memory{_asked(wanted)}{there}, but in pieces, or not for a CUDA graph: {CLOSED}, {LESS}"
+        )
+    return why
 
 
 def said(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,8 +74,10 @@ def sections(material: Material) -> list[Section]:
 
 def _noise(m: Material) -> Content:
     table = trust.noise(m.cells, m.speedups)
-    strangers = trust.strangers(m.frames.blocks.collect())
-    return ([*strangers, table] if table else []), None
+    if table is None:
+        return [], None
+    # notes, since they stand on the page and in Markdown
+    return [replace(table, notes=(*trust.strangers(m.frames.blocks.collect()), *table.notes))], None
 
 
 def _results(m: Material) -> Content:

@@ -139,8 +139,6 @@ def test_a_machine_without_a_gpu_has_no_ceilings_of_one() -> None:
 @pytest.mark.gpu
 def test_a_gpu_has_ceilings_and_its_faster_precisions_are_faster() -> None:
     found = {(one.what, one.dtype): one.per_second for one in roofline.measure("CUDAExecutionProvider", 1)}
-    if not found:
-        pytest.skip("this machine has no GPU")
     assert {("matmul", "fp32"), ("matmul", "fp16"), ("read", ""), ("copy", "")} <= set(found)
     assert found["matmul", "fp16"] > found["matmul", "fp32"]
 

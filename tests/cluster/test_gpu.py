@@ -34,7 +34,6 @@ def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceilings take seconds, and have tests of their own."""
     for name in ("measure_ceilings", "measure_beaten_ceilings"):
         monkeypatch.setattr(f"llama_bench.cluster.cell.{name}", lambda *given: iter(()))
-    monkeypatch.setattr(gpu.look, "__defaults__", (0.0,))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_bench.bench.nvml import Memory
-from llama_bench.engines.failures import KNOWN, LONGEST, explained, failing
+from llama_bench.engines.failures import LONGEST, MEANINGS, explained, failing
 from llama_bench.errors import GpuMemoryError, WorkError
 
 ARENA = (
@@ -75,8 +75,8 @@ def test_want_of_memory_on_a_gpu_is_a_line_with_numbers_and_what_to_change(text:
     error = explained(RuntimeError(text), "ONNX Runtime failed while running", True, FULL)
     assert isinstance(error, GpuMemoryError)
     at = " at Mul 'Mul_8702'" if "Mul_8702" in text else ""
-    pieces = ", but in pieces, or a CUDA graph was being captured" if asked and "MB" in asked else ""
-    then = "leave cuda_graph out, make" if pieces else "make"
+    pieces = ", but in pieces, or not for a CUDA graph" if asked and "MB" in asked else ""
+    then = "leave cuda_graph and gpu_mem_limit out, make" if pieces else "make"
     assert str(error) == (
         f"ONNX Runtime failed while running{at}: the GPU is out of memory{asked}, 1.2 of 80.0 GB are free, this arm "
         f"holds 70.1 GB, others 8.7 GB{pieces}: {then} batch or sequence smaller, or quantise the weights"
@@ -140,7 +140,7 @@ def test_an_unknown_message_keeps_its_own_words_and_their_class_where_it_says_so
 
 
 def test_every_word_for_what_is_known_says_what_to_do() -> None:
-    assert all(":" in words for words in KNOWN.values())
+    assert all(":" in words for words in MEANINGS.values())
 
 
 def test_an_error_of_ours_passes_through() -> None:

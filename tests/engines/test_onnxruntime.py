@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from llama_bench import engines
+from llama_bench.bench import nvml
 from llama_bench.engines import Task
 from llama_bench.engines.onnxruntime import check_installation, missing, session_options, settings_sha256
 from llama_bench.engines.static import StaticSession
@@ -25,16 +26,6 @@ CPU = Target(tag="bench_cpu", threads=2)
 CUDA = Target(tag="bench_gpu", provider="CUDAExecutionProvider")
 X = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
 W = np.random.default_rng(2).normal(size=(16, 16)).astype(np.float32)
-
-
-def has_gpu() -> bool:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return bool(pynvml.nvmlDeviceGetCount())
-    except Exception:
-        return False
 
 
 @pytest.fixture
@@ -184,7 +175,7 @@ def test_a_provider_that_this_build_lacks_is_named(folder: Path) -> None:
         opened(folder, settings(Session(), target, 1), inputs())
 
 
-@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+@pytest.mark.skipif(nvml.absent() is None, reason="this machine has a GPU")
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="a CPU build")
 def test_a_gpu_session_without_a_gpu_says_what_is_missing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WorkError, match="fell back to CPUExecutionProvider: CUDAExecutionProvider ") as error:
@@ -225,7 +216,7 @@ def test_what_is_missing_is_the_build_or_a_library() -> None:
     assert missing(settings(Session(), CPU, 1)) is None
     other = settings(Session(), Target(tag="bench", provider="QNNExecutionProvider"), 1)
     assert engines.missing(other).startswith("this build of ONNX Runtime has no QNNExecutionProvider")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and not has_gpu():
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and nvml.absent() is not None:
         why = missing(settings(Session(), CUDA, 1))
         assert why is None or re.match("CUDAExecutionProvider (needs the library lib|cannot run: )", why)
 
@@ -235,7 +226,6 @@ def test_memory_on_the_gpu_is_nobodys_on_a_cpu(folder: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_gpu(), reason="this machine has no GPU")
 @pytest.mark.parametrize("session", [Session(), Session(tf32=False), Session(cuda_graph=True), Session(io="host")])
 def test_a_gpu_session_runs_on_the_gpu(folder: Path, session: Session) -> None:
     timed = opened(folder, settings(session, CUDA, 1), inputs())
