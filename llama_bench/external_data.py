@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_bench import threads
 from llama_bench.errors import WorkError
 
 if TYPE_CHECKING:
@@ -44,23 +45,31 @@ def cut(folder: Path) -> Cut:
     """
     path = folder / GRAPH
     model, inline = _parse(path)
-    weights: dict[str, memoryview] = {}
     sources: set[str] = set()
+    apart: list[tuple[TensorProto, memoryview]] = []
     external = [tensor for tensor in _tensors(model) if _is_external(tensor)]
     for index, tensor in enumerate(model.graph.initializer):
         data = inline.get(index)
         if data is None:
             data = _typed_bytes(tensor)
         if data is not None:
-            _refer(tensor, data, weights)
+            apart.append((tensor, data))
     for tensor in external:
         sources.add(location(tensor, folder))
         data = _external_bytes(tensor, folder, path)
         if len(data) >= WEIGHT_BYTES:
-            _refer(tensor, data, weights)
+            apart.append((tensor, data))
         else:
             _put_inside(tensor, data)
+    weights: dict[str, memoryview] = {}
+    for (tensor, data), name in zip(apart, threads.each(sha256, [data for _, data in apart]), strict=True):
+        _refer(tensor, data, name, weights)
     return Cut(model.SerializeToString(deterministic=True), weights, frozenset(sources))
+
+
+def sha256(data: memoryview) -> str:
+    """Return the SHA-256 of `data` in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def map_file(path: Path) -> memoryview:
@@ -71,10 +80,9 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _refer(tensor: TensorProto, data: memoryview, weights: dict[str, memoryview]) -> None:
+def _refer(tensor: TensorProto, data: memoryview, name: str, weights: dict[str, memoryview]) -> None:
     from onnx import TensorProto
 
-    name = hashlib.sha256(data).hexdigest()
     weights.setdefault(name, data)
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
         tensor.ClearField(field)

@@ -21,7 +21,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from llama_bench import external_data
+from llama_bench import external_data, threads
 from llama_bench.errors import WorkError
 
 MODEL = "model.onnx"
@@ -160,6 +160,7 @@ def canonical_sha256(path: Path) -> str:
     (unused and doubled ones too), subgraphs and model-local functions. Raises WorkError for a torn model.
     """
     model = load(path)
+    _hash_ahead(model, path.parent)
     hasher = _Hasher(path.parent)
     inputs = {value.name: _sha("input", value.name, _type(value)) for value in model.graph.input}
     outputs = [output.name for output in model.graph.output]
@@ -238,10 +239,7 @@ class _Hasher:
     def tensor(self, tensor: TensorProto) -> str:
         """Hash type, shape and bytes; where and how the bytes are stored makes no difference."""
         if is_external(tensor):
-            where = external(tensor, self.folder)
-            status = where.path.stat()
-            identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-            content = _range_sha256(_File(identity, where.path), where.offset, where.length)
+            content = _content(external(tensor, self.folder))
         elif tensor.data_type == TensorProto.STRING:
             content = _sha(list(tensor.string_data))
         else:
@@ -249,6 +247,17 @@ class _Hasher:
             raw = tensor if has_raw else onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
             content = hashlib.sha256(raw.raw_data).hexdigest()
         return _sha(tensor.data_type, list(tensor.dims), content)
+
+
+def _hash_ahead(model: ModelProto, folder: Path) -> None:
+    """Hash what `model` keeps outside it, several tensors at once; what is remembered of it is then found."""
+    threads.each(_content, {(e.path, e.offset, e.length): e for e in external_tensors(model, folder)}.values())
+
+
+def _content(where: External) -> str:
+    status = where.path.stat()
+    identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    return _range_sha256(_File(identity, where.path), where.offset, where.length)
 
 
 @dataclass(frozen=True, slots=True)

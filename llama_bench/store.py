@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import obstore
 
-from llama_bench import external_data, node_cache, objects
+from llama_bench import external_data, node_cache, objects, threads
 from llama_bench.errors import InputError, StoreError, WorkError
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Store(objects.Objects):
                 f"store {self.label} has too little room for artifact {artifact_id}: "
                 f"{needed:,} bytes needed, {room:,} free"
             )
-        for sha, data in new.items():
-            self._stream(weight_key(sha), data, needed)
+        threads.each(lambda sha: self._stream(weight_key(sha), new[sha], needed), new)
         entries = [self._put_file(artifact_id, name, data) for name, data in files.items()]
         whole = manifest | {
             "id": artifact_id,

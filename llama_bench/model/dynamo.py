@@ -1,11 +1,12 @@
 """Export by torch's dynamo exporter, without ever holding the weights: the graph is traced on shapes alone.
 
-The weights are written into the data file beside the graph one after another, so that a model of any size takes the
-memory of its largest tensor.
+The weights are written into the data file beside the graph one after another, each by all threads, so that a model of
+any size takes the memory of its largest tensors: the one that is written and the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from llama_bench import threads
 from llama_bench.errors import WorkError
 from llama_bench.model import inputs as model_inputs
 from llama_bench.sweep import Model, Workload
@@ -149,17 +151,20 @@ def fill(places: Mapping[str, Place], path: Path, tensors: Iterable[tuple[str, A
     import onnx_ir as ir
 
     wanted = {name: place for name, place in places.items() if place.weight.is_initializer()}
-    with path.open("wb") as file:
-        for name, tensor in tensors:
+    end = 0
+    path.touch()
+    with contextlib.closing(threads.ahead(tensors)) as coming:
+        for name, tensor in coming:
             if (place := wanted.pop(name, None)) is None:
                 continue  # the optimiser found no use for it
-            values = np.ascontiguousarray(tensor.T if place.turned else tensor)
-            label = str(place.weight.name)
+            values, label = tensor.T if place.turned else tensor, str(place.weight.name)
             if values.nbytes < INSIDE_BYTES:
-                place.weight.const_value = ir.tensor(values, name=label)
+                place.weight.const_value = ir.tensor(np.array(values, order="C"), name=label)
                 continue
-            offset = file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-            values.tofile(file)
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            with threads.room(path, offset, values.nbytes) as given:
+                put(values, given)
+            end = offset + values.nbytes
             place.weight.const_value = ir.ExternalTensor(
                 path.name,
                 offset,
@@ -171,6 +176,15 @@ def fill(places: Mapping[str, Place], path: Path, tensors: Iterable[tuple[str, A
             )
     if wanted:
         raise WorkError(f"{path}: nothing was given for weight {next(iter(wanted))}")
+
+
+def put(values: Array, target: Array) -> None:
+    """Copy `values`, a matrix turned or not, or an array of any shape, into the bytes of `target`."""
+    there = target.view(values.dtype).reshape(values.shape)
+    if values.ndim == 2 and not values.flags.c_contiguous:
+        threads.turned(values.T, there)
+    else:
+        threads.rows(lambda start, end: np.copyto(there[start:end], values[start:end]), values.shape, values.itemsize)
 
 
 def forget_origin(graph: ir.Graph) -> None:
