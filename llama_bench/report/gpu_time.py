@@ -239,7 +239,7 @@ def chart(rows: pl.DataFrame, where: str) -> Chart:
         layers.append(tick.encode(x="ms:Q", y=y, description="words:N"))
     title = f"Where a run goes: {where}"
     caption = f"{title}. Bars are as long as the kernels of each class took, and the time in which none ran."
-    caption += " The mark across a bar is the floor: what the machine's own ceilings allow the whole run." if marks else ""
+    caption += " The mark across a bar is the floor: what the machine's ceilings allow the whole run." if marks else ""
     whole = alt.layer(*layers).properties(width=560, height=alt.Step(30), title=title)
     return Chart(f"gpu-{where}", caption, themed(whole))
 
