@@ -20,10 +20,10 @@ COLOURS = {
     "norm": GREEN,
     "elementwise": "#e69f00",
     "rotary and cache": "#cc79a7",
-    "layout": "#56b4e9",
+    "layout": "#8c564b",
     "embedding": "#b8a200",
-    "dequantise": "#7b5ea7",
-    "copy": "#8c564b",
+    "dequantise": "#aa3377",
+    "copy": "#5b5fc7",
     "other": GREY,
     IDLE: FAINT,
 }
@@ -239,7 +239,7 @@ def chart(rows: pl.DataFrame, where: str) -> Chart:
         layers.append(tick.encode(x="ms:Q", y=y, description="words:N"))
     title = f"Where a run goes: {where}"
     caption = f"{title}. Bars are as long as the kernels of each class took, and the time in which none ran."
-    caption += " The black mark is the floor: what the machine's own ceilings allow the whole run." if marks else ""
+    caption += " The mark across a bar is the floor: what the machine's ceilings allow the whole run." if marks else ""
     whole = alt.layer(*layers).properties(width=560, height=alt.Step(30), title=title)
     return Chart(f"gpu-{where}", caption, themed(whole))
 

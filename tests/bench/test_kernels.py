@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_bench.bench import kernels
+from llama_bench.bench import kernels, nvml
 from llama_bench.bench.kernels import class_of, read, short
 from llama_bench.errors import WorkError
 
@@ -22,7 +22,7 @@ def events() -> list[dict[str, Any]]:
 
 
 def has_gpu() -> bool:
-    return kernels.available()
+    return bool(nvml.facts()) and kernels.available()  # in this order: torch takes seconds to import
 
 
 def test_a_run_is_what_lies_between_two_marks_and_numbers_are_means_of_runs(events: list[dict[str, Any]]) -> None:

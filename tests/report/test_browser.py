@@ -97,7 +97,7 @@ def test_the_answer_stands_at_the_top_and_every_section_is_linked(page: Any) -> 
     box = page.locator(".answer").bounding_box()
     assert box["y"] + box["height"] < 450  # within the first screen
     links = page.locator("nav a").all()
-    assert len(links) == 12
+    assert len(links) == 14
     for link in links:
         assert page.locator(link.get_attribute("href")).count() == 1
 

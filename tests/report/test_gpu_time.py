@@ -91,7 +91,7 @@ def test_the_bar_says_each_class_and_has_a_mark_at_the_floor(world: Any) -> None
     world.rows["ceilings"] = []
     [figure] = section(world).figures
     assert "floor" not in figure.first.svg()
-    assert "black mark" not in figure.first.caption
+    assert "mark across" not in figure.first.caption
 
 
 def test_of_many_kernels_the_longest_are_shown_and_the_others_summed() -> None:

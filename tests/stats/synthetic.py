@@ -83,7 +83,7 @@ class World:
     def profile(self, kernels: Mapping[str, Sequence[tuple[str, str, float, float]]], **settings: Any) -> None:
         """Let each arm's kernels (name, class, how often, seconds in all) have been seen, in every cell, on a GPU.
 
-        The machine has ceilings: 10¹³ operations and 10¹² bytes a second, and no cache. `settings` are every arm's.
+        The machine has ceilings: 10¹⁴ operations and 10¹² bytes a second, and no cache. `settings` are every arm's.
         """
         said = {"engine": "onnxruntime", "provider": "CUDAExecutionProvider", "config": {}, "provider_options": {}}
         for row in self.rows["variants"]:
@@ -103,7 +103,7 @@ class World:
         self.rows["machines"] = [{**row, "hardware": "gpu-box"} for row in self.rows["machines"]]
         for target in self.run["sweep"]["targets"]:
             ceiling = {"node": "n", "hardware": "gpu-box", "target": target, "cache_bytes": 0}
-            for what, dtype, rate in (("matmul", "fp32", 1e13), ("read", "", 1e12)):
+            for what, dtype, rate in (("matmul", "fp32", 1e14), ("read", "", 1e12)):
                 self.rows["ceilings"].append({**ceiling, "what": what, "dtype": dtype, "per_second": rate})
 
     def move(self, restart: int, **machine: Any) -> None:
