@@ -143,7 +143,7 @@ def copy(source: Path, start: int, target: np.ndarray[Any, np.dtype[np.uint8]]) 
     with source.open("rb", buffering=0) as file:
 
         def read(begin: int, end: int) -> None:
-            view = memoryview(target)[begin:end]
+            view = target[begin:end].data
             while len(view):
                 if not (got := os.preadv(file.fileno(), [view], start + end - len(view))):
                     raise OSError(f"{source}: ends before byte {start + target.size}")
