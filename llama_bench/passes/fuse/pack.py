@@ -113,10 +113,10 @@ def _joined(values: Sequence[ir.Value]) -> tuple[ir.LazyTensor, list[int]]:
     tensors = [tensor for value in values if (tensor := ir.convenience.get_const_tensor(value)) is not None]
     shapes = [shape for value in values if (shape := constant_shape(value)) is not None]
     widths = [shape[-1] for shape in shapes]
-    dtype, shape = tensors[0].dtype, ir.Shape([*shapes[0][:-1], sum(widths)])
-    if len(shape) == 1:
+    dtype, joint = tensors[0].dtype, ir.Shape([*shapes[0][:-1], sum(widths)])
+    if len(joint) == 1:
         return ir.LazyTensor(
-            lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors])), dtype=dtype, shape=shape
+            lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors])), dtype=dtype, shape=joint
         ), widths
 
     @contextmanager
@@ -131,4 +131,4 @@ def _joined(values: Sequence[ir.Value]) -> tuple[ir.LazyTensor, list[int]]:
         for tensor in tensors:
             release(tensor)
 
-    return Made(joined, dtype, shape, None), widths
+    return Made(joined, dtype, joint, None), widths
