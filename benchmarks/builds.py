@@ -5,9 +5,8 @@
 Llama-2-7B's shapes with as many layers as asked for: export, reference of a decode step, then `fuse: all`,
 `precision: fp16` and 4 bits one after another, each built in a process of its own. Weights are streamed however few
 layers there are, as of the whole model. With `--against` every step is also built by the code in that folder, in turn,
-into a store of its own: the seconds stand side by side, and graph and weights must be the same to the byte (ids differ: the
-code is part of them).
-$TMPDIR is where models are made and where the stores lie.
+into a store of its own: the seconds stand side by side, and graph and weights must be the same to the byte.
+Ids differ, since the code is part of them. $TMPDIR is where models are made and where the stores lie.
 """
 
 from __future__ import annotations

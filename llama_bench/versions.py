@@ -44,19 +44,25 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("torch", "onnx", "onnxscript", "tokenizers"),
     ),
     "onnxoptimizer": (
-        ("passes.onnxoptimizer", "passes.onnxoptimizer_child", "passes.files", "graph"),
+        ("passes.onnxoptimizer", "passes.onnxoptimizer_child", "passes.files", "passes.made", "graph"),
         ("onnxoptimizer", "onnx"),
     ),
     "onnxruntime": (
-        ("passes.onnxruntime_offline", "passes.onnxruntime_offline_child", "passes.optimizers", "passes.files"),
+        (
+            "passes.onnxruntime_offline",
+            "passes.onnxruntime_offline_child",
+            "passes.optimizers",
+            "passes.files",
+            "passes.made",
+        ),
         ("onnxruntime",),
     ),
-    "onnxscript": (("passes.onnxscript_pass", "passes.files"), ("onnxscript", "onnx-ir")),
-    "transformers": (("passes.transformers_pass", "passes.files"), ("onnxruntime", "onnx-ir")),
-    "fuse": (("passes.fuse", "passes.files"), ("onnxruntime", "onnxscript", "onnx-ir")),
-    "precision": (("passes.precision", "passes.files"), ("onnx-ir",)),
+    "onnxscript": (("passes.onnxscript_pass", "passes.files", "passes.made"), ("onnxscript", "onnx-ir")),
+    "transformers": (("passes.transformers_pass", "passes.files", "passes.made"), ("onnxruntime", "onnx-ir")),
+    "fuse": (("passes.fuse", "passes.files", "passes.made"), ("onnxruntime", "onnxscript", "onnx-ir")),
+    "precision": (("passes.precision", "passes.files", "passes.made"), ("onnx-ir",)),
     "quantize": (
-        ("passes.quantize", "passes.files", "model.text", "model.tokenizer"),
+        ("passes.quantize", "passes.files", "passes.made", "model.text", "model.tokenizer"),
         ("onnxruntime", "onnx-ir", "tokenizers"),
     ),
 }
