@@ -1,12 +1,12 @@
 """How long the builds of a model too large for memory take, step by step, by this code and by an older checkout's.
 
-    python benchmarks/builds.py [--layers 2] [--context 1024] [--against CHECKOUT]
+    python benchmarks/builds.py [--layers 2] [--hidden 4096] [--context 1024] [--against CHECKOUT]
 
 Llama-2-7B's shapes with as many layers as asked for: export, reference of a decode step, then `fuse: all`,
 `precision: fp16` and 4 bits one after another, each built in a process of its own. Weights are streamed however few
 layers there are, as of the whole model. With `--against` every step is also built by the code in that folder, in turn,
 into a store of its own: the seconds stand side by side, and graph and weights must be the same to the byte.
-$TMPDIR is where models are made and where the stores lie.
+Ids differ, since the code is part of them. $TMPDIR is where models are made and where the stores lie.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ SWEEP = """
 name: builds
 models:
   sizes:
-    - {{name: llama2-7b, hidden_size: 4096, num_attention_heads: 32, num_hidden_layers: {layers},
-       intermediate_size: 11008, vocab_size: 32000, rms_norm_eps: 1.0e-5, max_position_embeddings: 4096, cache: true}}
+    - {{name: llama2-7b, hidden_size: {hidden}, num_attention_heads: {heads}, num_hidden_layers: {layers},
+       intermediate_size: {intermediate}, vocab_size: 32000, rms_norm_eps: 1.0e-5, max_position_embeddings: 4096,
+       cache: true}}
 recipes:
   original: {{}}
   int4:
@@ -80,7 +81,8 @@ def built(code: Path, sweep: Path, store: Path, number: int) -> dict[str, object
 def compare(codes: list[Path], args: argparse.Namespace, folder: Path) -> None:
     """Build every step by each of the codes, and print a line for each step; leave with 1 where the bytes differ."""
     sweep = folder / "sweep.yaml"
-    sweep.write_text(SWEEP.format(layers=args.layers, context=args.context), encoding="utf-8")
+    sizes = {"hidden": args.hidden, "heads": args.hidden // 128, "intermediate": args.hidden * 43 // 16}
+    sweep.write_text(SWEEP.format(**sizes, layers=args.layers, context=args.context), encoding="utf-8")
     number, steps = 0, 1
     print(
         f"{'before':>8} {'after':>8} {'ratio':>6} {'before':>8} {'after':>8}  artifact (seconds, peak memory)",
@@ -89,7 +91,7 @@ def compare(codes: list[Path], args: argparse.Namespace, folder: Path) -> None:
     while number < steps:
         tells = [built(code, sweep, folder / f"store-{i}", number) for i, code in enumerate(codes)]
         steps = int(str(tells[0]["steps"]))
-        same = all(tell[key] == tells[0][key] for tell in tells for key in ("id", "graph", "weights"))
+        same = all(tell[key] == tells[0][key] for tell in tells for key in ("graph", "weights"))
         same = same and all(tell["kind"] == "export" or tell["files"] == tells[0]["files"] for tell in tells)
         seconds, peaks = ([float(str(tell[key])) for tell in tells] for key in ("seconds", "peak"))
         ratio = f"{seconds[0] / seconds[-1]:6.2f}"
@@ -106,6 +108,7 @@ def compare(codes: list[Path], args: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the builds of Llama-2-7B's shapes, step by step.")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=4096, help="a multiple of 2048; 4096 is the whole model's")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--against", type=Path, help="checkout of an older version to compare with")
     args = parser.parse_args()

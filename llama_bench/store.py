@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RESERVED = ("artifacts", "weights")
 """Folders of a store that are no sweeps."""
 
+PARTS = 12
+"""Parts of weights on their way into the store at once, for as many weights as there are threads, or one for each."""
+
 _HOUR = 3600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -134,6 +137,7 @@ class Store(objects.Objects):
                 (data[start : start + objects.CHUNK] for start in range(0, len(data), objects.CHUNK)),
                 use_multipart=True,
                 chunk_size=objects.CHUNK,
+                max_concurrency=max(1, PARTS // threads.count()),
             )
 
 

@@ -10,7 +10,7 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +66,7 @@ def rows(work: Callable[[int, int], None], shape: tuple[int, ...], itemsize: int
     ranges(work, shape[0], max(1, PIECE_BYTES // max(1, row)))
 
 
-def ahead(items: Iterable[_T], most: int = 1) -> Iterator[_T]:
+def ahead(items: Iterable[_T], most: int = 1) -> Generator[_T, None, None]:
     """Yield the `items`, which a thread of its own makes while they are used: `most` of them wait at any time.
 
     What making one raises is raised here in its place. Whoever stops early closes the iterator, and the thread ends.
@@ -143,10 +143,10 @@ def copy(source: Path, start: int, target: np.ndarray[Any, np.dtype[np.uint8]]) 
     with source.open("rb", buffering=0) as file:
 
         def read(begin: int, end: int) -> None:
-            view = memoryview(target)[begin:end]
+            view = target[begin:end].data
             while len(view):
                 if not (got := os.preadv(file.fileno(), [view], start + end - len(view))):
-                    raise OSError(f"{source}: ends before byte {start + end}")
+                    raise OSError(f"{source}: ends before byte {start + target.size}")
                 view = view[got:]
 
         ranges(read, target.size, PIECE_BYTES)

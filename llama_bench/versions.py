@@ -31,12 +31,12 @@ MEASURING = (
 _NETWORK = ("model.llama", "model.layers", "model.export", "model.dynamo", "model.streamed", "model.inputs")
 _WEIGHTS = (
     "model.weights", "model.source", "model.checkpoint", "model.huggingface", "model.huggingface_config",
-    "model.gguf_file", "model.gguf_config",
+    "model.gguf_file", "model.gguf_config", "threads",
 )  # fmt: skip
 
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "export": ((*_NETWORK, *_WEIGHTS), ("torch", "onnx", "onnxscript", "gguf")),
-    "reference": (("model",), ("torch", "gguf", "tokenizers")),
+    "reference": (("model", "threads"), ("torch", "gguf", "tokenizers")),
     "own export": (("own", "graph", "external_data"), ("onnx",)),
     "own reference": (("own", "model.inputs", "model.weights"), ("onnxruntime", "numpy")),
     "prune": (("passes.prune", "passes.checkpoint", "model"), ("torch", "onnx", "onnxscript", "tokenizers")),
@@ -45,19 +45,29 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("torch", "onnx", "onnxscript", "tokenizers"),
     ),
     "onnxoptimizer": (
-        ("passes.onnxoptimizer", "passes.onnxoptimizer_child", "passes.files", "graph"),
+        ("passes.onnxoptimizer", "passes.onnxoptimizer_child", "passes.files", "passes.made", "threads", "graph"),
         ("onnxoptimizer", "onnx"),
     ),
     "onnxruntime": (
-        ("passes.onnxruntime_offline", "passes.onnxruntime_offline_child", "passes.optimizers", "passes.files"),
+        (
+            "passes.onnxruntime_offline",
+            "passes.onnxruntime_offline_child",
+            "passes.optimizers",
+            "passes.files",
+            "passes.made",
+            "threads",
+        ),
         ("onnxruntime",),
     ),
-    "onnxscript": (("passes.onnxscript_pass", "passes.files"), ("onnxscript", "onnx-ir")),
-    "transformers": (("passes.transformers_pass", "passes.files"), ("onnxruntime", "onnx-ir")),
-    "fuse": (("passes.fuse", "passes.files"), ("onnxruntime", "onnxscript", "onnx-ir")),
-    "precision": (("passes.precision", "passes.files"), ("onnx-ir",)),
+    "onnxscript": (("passes.onnxscript_pass", "passes.files", "passes.made", "threads"), ("onnxscript", "onnx-ir")),
+    "transformers": (
+        ("passes.transformers_pass", "passes.files", "passes.made", "threads"),
+        ("onnxruntime", "onnx-ir"),
+    ),
+    "fuse": (("passes.fuse", "passes.files", "passes.made", "threads"), ("onnxruntime", "onnxscript", "onnx-ir")),
+    "precision": (("passes.precision", "passes.files", "passes.made", "threads"), ("onnx-ir",)),
     "quantize": (
-        ("passes.quantize", "passes.files", "model.text", "model.tokenizer"),
+        ("passes.quantize", "passes.files", "passes.made", "threads", "model.text", "model.tokenizer"),
         ("onnxruntime", "onnx-ir", "tokenizers"),
     ),
 }

@@ -50,7 +50,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def submit(
-    artifact: Artifact, store_uri: str, run: str, memory: int, builders: Iterable[Node], there: Node | None
+    artifact: Artifact,
+    store_uri: str,
+    run: str,
+    memory: int,
+    builders: Iterable[Node],
+    there: Node | None,
+    *,
+    large: bool = False,
 ) -> Any:
     """Start the build on any of the builders, or on the one that is named; return the stream of what it tells.
 
@@ -59,7 +66,7 @@ def submit(
     """
     task = _fresh_task if needs_fresh_process(artifact) else _pass_task
     options: dict[str, Any] = {} if there is None else {"scheduling_strategy": on(there, soft=True)}
-    options |= {"num_cpus": cpus(artifact, memory, builders), "memory": memory, "name": artifact.label}
+    options |= {"num_cpus": cpus(artifact, memory, builders, large=large), "memory": memory, "name": artifact.label}
     return task.options(**options).remote(artifact, store_uri, run)
 
 
@@ -68,12 +75,13 @@ def piece(artifact: Artifact) -> str:
     return f"build-{artifact.id}"
 
 
-def cpus(artifact: Artifact, memory: int, builders: Iterable[Node]) -> float:
-    """Return the CPUs of a build task, of which Ray makes its threads.
+def cpus(artifact: Artifact, memory: int, builders: Iterable[Node], *, large: bool = False) -> float:
+    """Return the CPUs of a build task, of which Ray makes its threads (:func:`llama_bench.threads.count`).
 
-    Training takes all of the largest of the `builders` that have its `memory`, everything else one.
+    Training, and a build of a `large` model's gigabytes, takes all of the largest of the `builders` that have its
+    `memory`; everything else takes one.
     """
-    if artifact.spec.get("family") not in TRAINING:
+    if not large and artifact.spec.get("family") not in TRAINING:
         return 1.0
     able = (node.resources for node in builders if node.resources.get("memory", 0.0) >= memory)
     return max((resources.get("CPU", 1.0) for resources in able), default=1.0)

@@ -16,9 +16,12 @@ from llama_bench.claims import Claims, Driver
 from llama_bench.cluster.build_task import OUT_OF_MEMORY, Fault, piece, submit
 from llama_bench.cluster.connect import BUILDER, Node
 from llama_bench.cluster.fleet import BRING_S, Fleet
+from llama_bench.counts import model_bytes
 from llama_bench.estimate import build_kind, build_memory
+from llama_bench.model.weights import RESIDENT_BYTES
 from llama_bench.plan import Artifact, Plan
 from llama_bench.store import Store
+from llama_bench.sweep import AnyModel
 from llama_bench.sweep_own import model_of
 
 POLL_S = 1.0
@@ -196,7 +199,8 @@ class Building:
     def _submit(self, artifact: Artifact, most: float) -> None:
         memory = int(min(self._memory_bytes(artifact), most))
         builders = self.fleet.builders()
-        stream = submit(artifact, self.store.uri, self.run, memory, builders, self._place(artifact, builders))
+        place, large = self._place(artifact, builders), is_large(self.plan, artifact)
+        stream = submit(artifact, self.store.uri, self.run, memory, builders, place, large=large)
         self._running[stream] = _Try(artifact, time.perf_counter())
 
     def _place(self, artifact: Artifact, builders: Iterable[Node]) -> Node | None:
@@ -261,7 +265,16 @@ def closure(plan: Plan, wanted: Iterable[str]) -> dict[str, Artifact]:
 
 def memory_bytes(plan: Plan, artifact: Artifact) -> int:
     """Estimate the peak memory of building `artifact`."""
-    export = artifact
-    while export.parent is not None:
-        export = plan.artifacts[export.parent]
-    return build_memory(model_of(export.spec["model"]), build_kind(artifact))
+    return build_memory(_model(plan, artifact), build_kind(artifact))
+
+
+def is_large(plan: Plan, artifact: Artifact) -> bool:
+    """Whether `artifact` is of a model so large that its bytes, not its graph, are what a build takes long for."""
+    return model_bytes(_model(plan, artifact)) > RESIDENT_BYTES
+
+
+def _model(plan: Plan, artifact: Artifact) -> AnyModel:
+    """Return the model that `artifact` is made of in the end."""
+    while artifact.parent is not None:
+        artifact = plan.artifacts[artifact.parent]
+    return model_of(artifact.spec["model"])

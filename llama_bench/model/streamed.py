@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_bench import threads
 from llama_bench.model import llama, weights
 from llama_bench.model.llama import Array, Llama
 from llama_bench.model.weights import RESIDENT_BYTES as RESIDENT_BYTES  # what tells the exporter too
 from llama_bench.sweep import Model, Workload
+
+AHEAD = 4
+"""Weights that are read before they are needed: about half a layer of them."""
 
 
 def build(model: Model, workload: Workload, given: Mapping[str, Array] | None = None) -> Llama:
@@ -48,17 +52,18 @@ def stream(model: Model, workload: Workload, given: Mapping[str, Array] | None =
 
 
 class Feed:
-    """Weights on their way into a network, in the order in which its modules run."""
+    """Weights on their way into a network, in the order in which its modules run, read while torch computes."""
 
     def __init__(self, network: Llama) -> None:
         self.read = network.read
         self.names = {module: f"{name}." for name, module in network.named_modules()}
-        self.coming: Iterator[tuple[str, Array]] = iter(())
+        self.coming: Generator[tuple[str, Array], None, None] = threads.ahead(())
 
     def begin(self, module: nn.Module, given: Any) -> None:
         """Start at the first weight again."""
         assert self.read is not None
-        self.coming = iter(self.read())
+        self.coming.close()
+        self.coming = threads.ahead(self.read(), AHEAD)
 
     def fill(self, module: nn.Module, given: Any) -> None:
         """Give `module` its weights, which are the next ones."""

@@ -1,4 +1,4 @@
-"""Models as onnx_ir holds them: weights stay in their files until they are written, one tensor at a time."""
+"""Models as onnx_ir holds them: weights stay in their files until they are written, one at a time in threads."""
 
 from __future__ import annotations
 
@@ -88,23 +88,29 @@ def infer_shapes(model: ir.Model) -> None:
 def write(model: ir.Model, folder: Path, *, embed_bytes: int = EMBED_BYTES) -> None:
     """Write `folder`/model.onnx and, when its weights are above `embed_bytes`, weights.bin beside it.
 
-    Holds one weight at a time; `model` is not for use afterwards.
+    Holds no more of a weight than the threads have in work; `model` is not for use afterwards.
     """
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
     from llama_bench import graph
+    from llama_bench.passes import made
 
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     values = [value for inner in model.graphs() for value in inner.initializers.values()]
-    large = sum(value.const_value.nbytes for value in values if value.const_value is not None) > embed_bytes
+    large = sum(map(_nbytes, values)) > embed_bytes
     for value in values:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not (large and tensor.nbytes > EXTERNAL_FROM_BYTES):
             value.const_value = _inside(tensor)
-    outside: dict[str, Any] = {"external_data": WEIGHTS, "size_threshold_bytes": EXTERNAL_FROM_BYTES} if large else {}
-    ir.save(model, folder / graph.MODEL, **outside)
+    if large:
+        made.outside([value for value in values if _nbytes(value) > EXTERNAL_FROM_BYTES], folder / WEIGHTS)
+    ir.save(model, folder / graph.MODEL)
+
+
+def _nbytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
 
 
 def _inside(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

@@ -10,7 +10,7 @@ import pytest
 
 from llama_bench.cluster.build import build
 from llama_bench.cluster.build_task import OUT_OF_MEMORY, cpus, fault
-from llama_bench.cluster.building import closure, memory_bytes
+from llama_bench.cluster.building import closure, is_large, memory_bytes
 from llama_bench.cluster.connect import Node
 from llama_bench.errors import StoreError, WorkError
 from llama_bench.plan import make
@@ -67,6 +67,15 @@ def test_training_takes_all_cpus_of_the_largest_node_that_has_its_memory(tiny: d
     ]
     assert cpus(training, 2 * 10**9, nodes) == 16
     assert cpus(pruning, 2 * 10**9, nodes) == 1
+    assert cpus(pruning, 2 * 10**9, nodes, large=True) == 16
+
+
+def test_a_model_of_gigabytes_is_large_in_every_build_of_it(tiny: dict[str, Any]) -> None:
+    small = make(Sweep.model_validate(tiny), {})
+    assert not any(is_large(small, artifact) for artifact in small.artifacts.values())
+    tiny["models"][0] |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 8, "vocab_size": 32000}
+    large = make(Sweep.model_validate(tiny), {})
+    assert all(is_large(large, artifact) for artifact in large.artifacts.values())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from llama_bench.passes.fuse.values import add_constant, constant_shape
+from llama_bench.passes.made import Made, Rows, release
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +113,22 @@ def _joined(values: Sequence[ir.Value]) -> tuple[ir.LazyTensor, list[int]]:
     tensors = [tensor for value in values if (tensor := ir.convenience.get_const_tensor(value)) is not None]
     shapes = [shape for value in values if (shape := constant_shape(value)) is not None]
     widths = [shape[-1] for shape in shapes]
-    lazy = ir.LazyTensor(
-        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=-1)),
-        dtype=tensors[0].dtype,
-        shape=ir.Shape([*shapes[0][:-1], sum(widths)]),
-    )
-    return lazy, widths
+    dtype, joint = tensors[0].dtype, ir.Shape([*shapes[0][:-1], sum(widths)])
+    if len(joint) == 1:
+        return ir.LazyTensor(
+            lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors])), dtype=dtype, shape=joint
+        ), widths
+
+    @contextmanager
+    def joined() -> Iterator[Rows]:
+        arrays = [tensor.numpy() for tensor in tensors]
+
+        def some(target: np.ndarray[Any, Any], start: int, end: int) -> None:
+            np.concatenate([array[start:end] for array in arrays], axis=-1, out=target)
+
+        yield some
+        arrays.clear()
+        for tensor in tensors:
+            release(tensor)
+
+    return Made(joined, dtype, joint, None), widths

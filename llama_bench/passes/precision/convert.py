@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from llama_bench.passes.precision.slots import Slots, infer, slots_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from llama_bench.passes import made
 
 
 def convert(model: ir.Model, name: str, keep: Sequence[str], *, cache: bool = True) -> None:
@@ -111,18 +114,27 @@ class _Conversion:
         """Give the graph a copy of a constant in half precision, made when it is written."""
         import onnx_ir as ir
 
+        from llama_bench.passes import made
+
         tensor = value.const_value
         assert tensor is not None
 
-        def rounded() -> ir.TensorProtocol:
-            result = ir.tensor(self._rounded(tensor.numpy()))
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.release()  # else all that was ever read of the file stays mapped
-            return result
+        @contextmanager
+        def rounded() -> Iterator[made.Rows]:
+            held = [tensor.numpy()]
 
-        name = f"{value.name}.{self.name}"
-        shape = ir.Shape(tensor.shape.numpy())
-        lazy = ir.LazyTensor(rounded, dtype=self.half, shape=shape, name=name)
+            def some(target: np.ndarray, start: int, end: int) -> None:
+                target[...] = self._rounded(held[0][start:end])
+
+            yield some
+            held.clear()
+            made.release(tensor)
+
+        name, dims = f"{value.name}.{self.name}", tuple(tensor.shape.numpy())
+        shape = ir.Shape(dims)
+        lazy: ir.TensorProtocol = (
+            made.Made(rounded, self.half, shape, name) if dims else ir.tensor(self._rounded(tensor.numpy()), name=name)
+        )
         copy = ir.Value(name=name, shape=shape, type=ir.TensorType(self.half), const_value=lazy)
         self.graph.register_initializer(copy)
         return copy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llama_bench import threads
 from llama_bench.errors import WorkError
 from llama_bench.passes.names import matches, unmatched
 
@@ -48,14 +49,26 @@ class Linear:
 
         tensor = self.weight.const_value
         assert tensor is not None
-        array = tensor.numpy()
-        matrix = np.array(array.T if self.transposed else array, dtype=np.float32, order="C")
+        array, matrix = tensor.numpy(), np.empty(self.shape, np.float32)
+        if self.transposed:
+            threads.turned(array, matrix)
+        else:
+            _copy(array, matrix)
         del array
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()  # else all that was ever read of the file stays mapped
         if self.factors is not None:
             matrix *= self.factors[:, None]
         return matrix
+
+
+def _copy(array: np.ndarray[Any, Any], matrix: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    """Copy the numbers of `array`, of any type, into `matrix`."""
+
+    def some(start: int, end: int) -> None:
+        matrix[start:end] = array[start:end]
+
+    threads.rows(some, matrix.shape, matrix.itemsize)
 
 
 def find(graph: ir.Graph, exclude: Sequence[str], what: str) -> list[Linear]:
