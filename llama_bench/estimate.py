@@ -178,6 +178,11 @@ def gpu_arm_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int
     return int(CONTEXT_BYTES) + _beside_weights(model, workload) + weight_bytes
 
 
+def gpu_host_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int:
+    """Memory on the host of an arm on a GPU: its process, its weights while they are read, and outputs to check."""
+    return int(PROCESS_BYTES) + weight_bytes + 2 * output_bytes(model, workload)
+
+
 def _beside_weights(model: AnyModel, workload: Workload) -> int:
     """Bytes of an arm's activations in an arena, its KV cache and its outputs, in fp32."""
     if isinstance(model, OwnModel):

@@ -107,16 +107,22 @@ class Profile:
     kernels: tuple[Kernel, ...]
 
 
-def profile(make: Callable[[], Session]) -> Profile | None:
-    """Make a session, warm it up, and return what the GPU does in its runs; None where torch or CUPTI cannot see it.
+def begin() -> bool:
+    """Begin the profiler once, before the session is made; False where torch or CUPTI cannot see a GPU.
 
-    The profiler is begun once before the session is made: CUPTI must know of a CUDA graph before it is captured. Raises
-    WorkError when the session cannot be made or run, or the trace does not hold what was run.
+    CUPTI must know of a CUDA graph before it is captured.
     """
     if not available():
-        return None
+        return False
     _trace(lambda: None, 0)
-    session = make()
+    return True
+
+
+def profile(session: Session) -> Profile:
+    """Warm the session up, and return what the GPU does in its runs; `begin` was called before it was made.
+
+    Raises WorkError when the session cannot be run, or the trace does not hold what was run.
+    """
     run_s = warm_up(session.run).median_s
     runs = max(1, min(RUNS, int(MOST_S / run_s)))
     seconds = [_timed(session.run) for _ in range(runs)]

@@ -26,7 +26,6 @@ from llama_bench.cluster.rows import Rows, kind_of
 from llama_bench.cluster.texts import texts
 from llama_bench.engines import Task
 from llama_bench.errors import WorkError
-from llama_bench.estimate import arm_bytes
 from llama_bench.plan import Arm
 from llama_bench.plan import Cell as PlannedCell
 from llama_bench.stats import headline, progress
@@ -70,10 +69,11 @@ def measure_cell(job: Job, launcher: Launcher, examined: Found | None = None) ->
     memory = yield from gpu.looked_at(job, launcher)
     given = _given(store, job.cell)
     ready = {name: one for name, one in ready.items() if name not in done.lost}
-    yield from examine(job, launcher, store, done, ready, given.task, {} if examined is None else examined)
+    each = {name: gpu.host_bytes(job, one) for name, one in ready.items()}
+    count = gpu.side_by_side(job, list(ready.values()), each, memory)
+    yield from examine(job, launcher, store, done, ready, given.task, {} if examined is None else examined, count)
     cell = Cell(job, launcher, store, done, given, Counter())
     arms = [one for name, one in ready.items() if name not in done.lost]
-    each = dict.fromkeys(ready, arm_bytes(job.cell.model, job.cell.workload))
     try:
         groups = gpu.groups(job, arms, each, memory)
     except ValueError as error:
@@ -129,9 +129,10 @@ def _missing(settings: Sequence[Mapping[str, Any]]) -> list[str | None]:
 
 
 def _prepare(store: Store, job: Job, arm: Arm, threads: int) -> Prepared:
+    said = engines.settings(arm.recipe.engine, arm.recipe.session, job.cell.target, threads)
     settings = {
-        **engines.settings(arm.recipe.engine, arm.recipe.session, job.cell.target, threads),
-        "environment": job.environment,
+        **said,
+        "environment": {**said.get("environment", {}), **job.environment},
         "slowdown": arm.recipe.session.slowdown,
     }
     return Prepared(arm, store.fetch(arm.variant), settings, store.manifest(arm.variant), kind_of(arm))

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from llama_bench.bench import nvml, schedule
 from llama_bench.cluster.job import Event, Job, Prepared
 from llama_bench.cluster.launch import GPU_MEMORY, Launcher, Lost
-from llama_bench.estimate import gpu_arm_bytes
+from llama_bench.estimate import arm_bytes, gpu_arm_bytes, gpu_host_bytes
 from llama_bench.sweep import CONTROL
 
 SHARE = 0.9
 """Share of a GPU's free memory for the arms: what is in pieces cannot be used, and estimates are no more than that."""
+
+AT_ONCE = 8
+"""Sessions that are examined side by side at most: each copies its model and loads it, and nothing is timed."""
 
 GONE_S = 3.0
 """A process that has ended is gone from its GPU after about so long; who is still there then is foreign."""
@@ -74,9 +77,32 @@ def groups(job: Job, arms: Sequence[Prepared], each: Mapping[str, int], memory: 
     return max(by_host, by_gpu, key=len)
 
 
+def side_by_side(job: Job, arms: Sequence[Prepared], each: Mapping[str, int], memory: nvml.Memory | None) -> int:
+    """Return how many sessions may be examined at once: by the node's cores and memory, and by the GPU's memory.
+
+    `each` are the arms' bytes on the host. One that is examined holds its model twice, since it saves what it executes.
+    """
+    room = [AT_ONCE, int(job.node["physical_cores"]) // 2]
+    if arms:
+        room.append(job.memory_bytes // (2 * max(each[one.arm.name] for one in arms)))
+    if arms and memory is not None:
+        room.append(int(SHARE * memory.free) // max(_held(job, one) for one in arms))
+    return max(1, min(room))
+
+
+def host_bytes(job: Job, one: Prepared) -> int:
+    """Return the memory of an arm's process on the host; where a GPU holds its model, that of reading it."""
+    if not job.cell.target.needs_gpu:
+        return arm_bytes(job.cell.model, job.cell.workload)
+    return gpu_host_bytes(job.cell.model, job.cell.workload, _stored(one))
+
+
 def _held(job: Job, one: Prepared) -> int:
-    stored = sum(size for _, size in one.manifest["weights"])
-    return gpu_arm_bytes(job.cell.model, job.cell.workload, stored)
+    return gpu_arm_bytes(job.cell.model, job.cell.workload, _stored(one))
+
+
+def _stored(one: Prepared) -> int:
+    return sum(size for _, size in one.manifest["weights"])
 
 
 def halves(names: Sequence[str], always: Sequence[str]) -> list[list[str]]:

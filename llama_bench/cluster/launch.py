@@ -56,6 +56,14 @@ class Process(Protocol):
         """End the process at once."""
 
 
+class Function:
+    """What a process holds that is only to call a function: nothing."""
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `function` returns."""
+        return function(*arguments)
+
+
 class Launcher(Protocol):
     """Starts processes on the node whose cell is measured; a call of one that takes `deadline_s` is lost."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from llama_bench.cluster.launch import DEADLINE_S, Call, Lost, Process, died, late, raised
+from llama_bench.cluster.launch import DEADLINE_S, Call, Function, Lost, Process, died, late, raised
 from llama_bench.errors import WorkError
 
 CHILD = "import sys; from llama_bench.cluster.processes import serve; serve(*map(int, sys.argv[1:]))"
@@ -86,13 +86,6 @@ class PlainProcess:
         status = self._process.wait()
         why = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return died("died", why)
-
-
-class Function:
-    """Holds nothing: calls the function that it is told."""
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
 
 
 def serve(descriptor: int, *cores: int) -> None:

@@ -12,18 +12,20 @@ import llama_bench
 from llama_bench.bench.kernels import Kernel, Profile
 from llama_bench.bench.machine import facts
 from llama_bench.cluster import examine as examining
+from llama_bench.cluster import profiling
 from llama_bench.cluster.job import Job, Prepared
 from llama_bench.cluster.launch import Lost
 from llama_bench.engines import Task
 from llama_bench.engines.executed import Executed
 from llama_bench.parts import finished
-from llama_bench.plan import Plan, make
+from llama_bench.plan import Arm, Plan, make
 from llama_bench.results import write_run
 from llama_bench.stats.progress import Progress
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
 
 PROFILE = Profile(5, 12.0, 3e-3, 4e-3, 5e-3, (Kernel("gemm", "matmul", 9.0, 2e-3), Kernel("cast", "other", 3.0, 1e-3)))
+TORCH = {"engine": "torch-sdpa"}
 EXECUTED = Executed("ab" * 32, 2, {"MatMul": 2}, {"CUDAExecutionProvider": {"MatMul": 2}}, "cd" * 32)
 
 
@@ -36,32 +38,59 @@ class Launched:
         self.profile, self.asked = profile, []  # type: ignore[var-annotated]
 
     def start(self, make: Callable[[], Any], count: int) -> list[Any]:
-        raise AssertionError("nothing is timed here")
+        self.asked.append((make.__name__, count))
+        return [Answering(self) for _ in range(count)]
 
     def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self.asked.append((function.__name__, arguments[1]["engine"]))
-        return self.profile if function.__name__ == "_profile_one" else EXECUTED
+        return EXECUTED
+
+
+class Answering:
+    """A process that answers at once."""
+
+    def __init__(self, launched: Launched) -> None:
+        self.launched, self.value = launched, None  # type: ignore[var-annotated]
+
+    def call(self, method: str, *arguments: Any) -> Answering:
+        what = next((one["engine"] for one in arguments if isinstance(one, dict)), None)
+        self.launched.asked.append((method, what))
+        self.value = {"run": EXECUTED, "load": self.launched.profile is not None, "profile": self.launched.profile}[
+            method
+        ]
+        return self
+
+    def wait(self) -> Any:
+        return self.value
+
+    def kill(self) -> None:
+        self.launched.asked.append(("kill", None))
 
 
 def planned(tiny: dict[str, Any], provider: str) -> Plan:
-    tiny["recipes"] = {"original": {}, "torch": {"engine": "torch-sdpa"}}
+    tiny["recipes"] = tiny["recipes"] if "compiled" in tiny["recipes"] else {"original": {}, "torch": TORCH}
     tiny["targets"] = {"A": {"tag": "bench_gpu", "provider": provider}}
     return make(Sweep.model_validate(tiny), {})
 
 
-def examined(tiny: dict[str, Any], store: Store, profile: Any, provider: str = "CUDAExecutionProvider") -> Any:
+def settings(arm: Arm, provider: str) -> dict[str, Any]:
+    said = {"engine": arm.recipe.engine, "provider": provider, "tf32": arm.recipe.session.tf32}
+    return said | ({"inductor": {"max_autotune": True}} if arm.recipe.engine == "torch-compile" else {})
+
+
+def examined(
+    tiny: dict[str, Any], store: Store, profile: Any, provider: str = "CUDAExecutionProvider", count: int = 1
+) -> Any:
     """Examine the arms of one cell; return its results, what was told, and what processes were asked for."""
     plan = planned(tiny, provider)
     [cell] = plan.cells
     run, launched = "tiny/20260102T030405Z-f00d", Launched(profile)
     manifest = {"graph_sha256": "g", "files": [], "weights": [], "build_s": 1.0, "export": {"nodes": 3}}
     manifest |= {"kind": "export", "parent": None}
-    ready = {
-        arm.name: Prepared(arm, Path(), {"engine": arm.recipe.engine, "provider": provider}, manifest, "exact")
-        for arm in cell.arms
-    }
+    ready = {arm.name: Prepared(arm, Path(), settings(arm, provider), manifest, "exact") for arm in cell.arms}
     job = Job(cell, plan.sweep.measure, store.uri, run, "here", facts(), 10**12)
-    told = list(examining.examine(job, launched, store, Progress(cell.id, cell.baseline), ready, Task({}, {}, {}), {}))
+    progress, task = Progress(cell.id, cell.baseline), Task({}, {}, {})
+    told = list(examining.examine(job, launched, store, progress, ready, task, {}, count))
     write_run(store, run, {"sweep": plan.sweep.model_dump(mode="json"), "cells": [cell.entry], "machines": []})
     return llama_bench.load(store.url(run)), told, launched.asked
 
@@ -75,8 +104,8 @@ def test_on_a_gpu_every_session_is_profiled_once_those_of_torch_too(tiny: dict[s
     frames, told, asked = examined(tiny, store, PROFILE)
     assert asked == [
         ("_examine_one", "onnxruntime"),
-        ("_profile_one", "onnxruntime"),
-        ("_profile_one", "torch-sdpa"),
+        *[("Watched", 1), ("load", "onnxruntime"), ("profile", None), ("kill", None)],
+        *[("Watched", 1), ("load", "torch-sdpa"), ("profile", None), ("kill", None)],
     ]  # the control is the baseline's session
     assert not [event for event in told if event["kind"] != "slot"]
     kernels = frames.kernels.collect()
@@ -89,13 +118,29 @@ def test_on_a_gpu_every_session_is_profiled_once_those_of_torch_too(tiny: dict[s
     assert set(frames.variants.collect().select(columns).rows()) == {(5, 12.0, 3e-3, 4e-3, 5e-3)}
 
 
+def test_sessions_are_looked_at_side_by_side_where_there_is_room_and_profiled_one_after_the_other(
+    tiny: dict[str, Any], store: Store
+) -> None:
+    tiny["recipes"] = {name: {"session": {"tf32": name == "a"}} for name in ("original", "a")}
+    tiny["recipes"] |= {"compiled": {"engine": "torch-compile"}, "eager": {"engine": "torch-eager"}}
+    frames, _, asked = examined(tiny, store, PROFILE, count=3)
+    assert asked == [
+        *[("Function", 2), ("run", "onnxruntime"), ("run", "onnxruntime"), ("kill", None), ("kill", None)],
+        *[("Watched", 1), ("load", "torch-compile"), ("profile", None), ("kill", None)],  # alone: it measures kernels
+        *[("Watched", 3), ("load", "onnxruntime"), ("load", "onnxruntime"), ("load", "torch-eager")],
+        *[("profile", None)] * 3,
+        *[("kill", None)] * 3,
+    ]
+    assert frames.variants.collect()["kernel_launches"].to_list() == [12.0] * 5
+
+
 @pytest.mark.parametrize("lost", [None, Lost(None, "", "died", "its process was lost: SIGSEGV", False)])
 def test_a_profile_that_comes_to_nothing_costs_the_arm_nothing(
     tiny: dict[str, Any], store: Store, lost: Lost | None
 ) -> None:
     frames, told, _ = examined(tiny, store, lost)
     notes = [event["detail"] for event in told if event["kind"] == "note"]
-    why = "its process was lost: SIGSEGV" if lost else examining.UNSEEN
+    why = "its process was lost: SIGSEGV" if lost else profiling.UNSEEN
     assert notes == [f"no profile of {arm}'s kernels: {why}" for arm in ("original", "torch")]
     assert frames.variants.collect()["kernel_launches"].to_list() == [None] * 3
     assert frames.variants.collect().filter(recipe="original")["executed_nodes"].to_list() == [2]
