@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import llama_bench
+from llama_bench import versions
 from llama_bench.bench import machine
 from llama_bench.cluster.build import build
 from llama_bench.cluster.cell import measure_cell
@@ -67,6 +68,12 @@ def measure(data: dict[str, Any], store: Store) -> tuple[Frames, list[dict[str, 
     jobs = [Job(cell, plan.sweep.measure, store.uri, run, "here", FACTS, 10**12) for cell in plan.cells]
     events = [event for job in jobs for event in measure_cell(job, Processes(job.environment))]
     return llama_bench.load(store.url(run)), events
+
+
+def prebuild(sweep: Sweep, store: Store) -> None:
+    """Build here, one after the other, what a run of a sweep needs: for tests of what comes after building."""
+    for artifact in make(sweep, versions.stages()).artifacts.values():
+        build(artifact, store)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def chaos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chaos]:
     rng = random.Random(SEED)
     wanted = list(Counter(FAULTS).elements())
     rng.shuffle(wanted)
-    cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
     try:
         cluster.add_node(**SMALL, num_cpus=1, resources={"builder": 1})
         chaos = Chaos(cluster, tmp_path, {**os.environ, **told}, wanted, rng, RESTARTS)

@@ -18,6 +18,8 @@ from llama_bench.cluster.events import Event
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
 
+from .conftest import prebuild
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20}
@@ -27,7 +29,7 @@ BENCH: dict[str, Any] = {**SMALL, "num_cpus": 1, "resources": {"bench_cpu": 1}}
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
+    found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
     try:
         found.add_node(**SMALL, num_cpus=1, resources={"builder": 1})
         found.wait_for_nodes()
@@ -72,6 +74,7 @@ def test_a_lost_bench_node_costs_its_restart_and_the_cell_ends_elsewhere(
 ) -> None:
     sizes["workloads"].pop("of8")
     sizes["measure"]["restarts"] = 6
+    prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
     bench = [cluster.add_node(**BENCH) for _ in range(2)]
     cluster.wait_for_nodes()
     store, events, gone = Store(tmp_path / "store"), list[Event](), threading.Event()
@@ -100,6 +103,7 @@ def test_when_the_last_node_of_a_tag_is_lost_its_cells_fail_with_that_reason(
 ) -> None:
     monkeypatch.setattr("llama_bench.cluster.fleet.REJOIN_S", 5.0)
     sizes["measure"]["restarts"] = 6
+    prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
     bench = cluster.add_node(**BENCH)
     cluster.wait_for_nodes()
     store, gone = Store(tmp_path / "store"), threading.Event()

@@ -24,7 +24,9 @@ from llama_bench.sweep import Target
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[Node]]:
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "resources": {"builder": 1}})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**small, "include_dashboard": False, "resources": {"builder": 1}}
+    )
     try:
         cluster.add_node(**small, resources={"bench_cpu": 1})
         cluster.wait_for_nodes()

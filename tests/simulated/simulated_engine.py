@@ -8,6 +8,7 @@ SIMULATED_TIMINGS    the recording, as `record.py` writes it; without one a run 
 SIMULATED_ORDERS     a folder of orders: `<size>-<length>-<provider>.hang` or `.crash` befalls the next run of that cell
 SIMULATED_MISSING    why this machine does not have the engine
 SIMULATED_RUN_S      real seconds that a run sleeps, 0 unless said
+SIMULATED_TICK_NS    what a look at its clock takes, by that clock, 0 unless said; without it no busy loop ends
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ class Session(TimedSession):
         self._store = Path(os.environ["SIMULATED_STORE"])
         self._orders = os.environ.get("SIMULATED_ORDERS")
         self._sleep_s = float(os.environ.get("SIMULATED_RUN_S", "0"))
+        self._tick_ns = int(os.environ.get("SIMULATED_TICK_NS", "0"))
         self._now_ns, self._runs = 0, 0
         self._seconds = self._recorded()
 
     @property
     def clock(self) -> Callable[[], int]:
-        return (lambda: self._now_ns) if self._sleep_s == 0 else time.perf_counter_ns
+        return self._look if self._sleep_s == 0 else time.perf_counter_ns
+
+    def _look(self) -> int:
+        self._now_ns += self._tick_ns
+        return self._now_ns
 
     def run(self) -> None:
         if self._orders is not None:
