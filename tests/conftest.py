@@ -10,9 +10,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ALONE = "alone"
 """Group of the tests that want the machine for themselves: those that start Ray, or measure what a CPU can do."""
+
+
+def pytest_configure() -> None:
+    """Let a property fail for what it says, never for a busy machine; the same examples each time, as for all tests.
+
+    `--hypothesis-profile=default` draws others.
+    """
+    settings.register_profile(
+        "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    )
+    settings.load_profile("same")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +96,7 @@ def test_measuring_ends_soon_and_puts_torchs_threads_back() -> None:
         patch.setattr(roofline_cpu, "SECONDS", 0.1)
         begin = time.perf_counter()
         roofline_cpu.measure(before + 1)
-        assert time.perf_counter() - begin < 120  # not as many runs as one of a second could have
+        assert time.perf_counter() - begin < 120  # others may have the machine for a while
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
