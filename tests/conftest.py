@@ -15,6 +15,11 @@ from hypothesis import HealthCheck, settings
 ALONE = "alone"
 """Group of the tests that want the machine for themselves: those that start Ray, or measure what a CPU can do."""
 
+HERE = Path(__file__).parent
+
+TOGETHER = ("engines", "passes", "report/graphs")
+"""Folders whose files share what takes long to make: exported models."""
+
 
 def pytest_configure() -> None:
     """Let a property fail for what it says, never for a busy machine; the same examples each time, as for all tests.
@@ -29,11 +34,20 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that want the machine for themselves last; with `-n` they all go into one process."""
+    """Put the tests that want the machine for themselves last; with `-n` they all go into one process.
+
+    Those of a file go into one process too, for what they share to be made once.
+    """
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(ALONE))
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(_group(item.path.relative_to(HERE))))
     items.sort(key=lambda item: any(marker.args == (ALONE,) for marker in item.iter_markers("xdist_group")))
+
+
+def _group(file: Path) -> str:
+    return next((folder for folder in TOGETHER if file.is_relative_to(folder)), file.as_posix())
 
 
 @pytest.fixture(scope="session", autouse=True)
