@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import llama_bench
-from llama_bench.cluster import driver
+from llama_bench.cluster import connect, driver
 from llama_bench.cluster.events import Event
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
@@ -28,6 +28,8 @@ BENCH: dict[str, Any] = {**SMALL, "num_cpus": 1, "resources": {"bench_cpu": 1}}
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in connect.LOCAL.items():  # as on a machine alone: workers need no environment of their own
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
     try:
