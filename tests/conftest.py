@@ -13,12 +13,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ALONE = "alone"
-"""Group of the tests that want the machine for themselves: those that start Ray, or measure what a CPU can do."""
+"""Group of the tests of which never two run at once: those that start Ray, or measure what a CPU can do."""
 
-HERE = Path(__file__).parent
+QUIET = ("bench/test_roofline.py", "cluster/test_chaos.py", "cluster/test_tune.py")
+"""Of those the files that want the machine for themselves."""
+
+BESIDE = ("report", "stats")
+"""Folders whose tests run beside the others of the group: they need little of the machine, and go by no clock."""
 
 TOGETHER = ("engines", "passes", "report/graphs")
 """Folders whose files share what takes long to make: exported models."""
+
+HERE = Path(__file__).parent
 
 
 def pytest_configure() -> None:
@@ -34,20 +40,29 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that want the machine for themselves last; with `-n` they all go into one process.
+    """Give each test its group, which goes into one process with `-n`, and order the groups.
 
-    Those of a file go into one process too, for what they share to be made once.
+    The tests of a file are a group, for what they share to be made once. Those that start Ray are one near the end:
+    the other process has what may run beside them, and nothing more when it comes to those that want quiet.
     """
+    places: dict[pytest.Item, int] = {}
     for item in items:
+        file = item.path.relative_to(HERE)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(ALONE))
-        elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(_group(item.path.relative_to(HERE))))
-    items.sort(key=lambda item: any(marker.args == (ALONE,) for marker in item.iter_markers("xdist_group")))
+        given = item.get_closest_marker("xdist_group")
+        if given is None:
+            item.add_marker(pytest.mark.xdist_group(_folder(file, TOGETHER) or file.as_posix()))
+        if given is not None and given.args == (ALONE,):
+            places[item] = 2 if file.as_posix() in QUIET else 1
+        else:
+            places[item] = 3 if given is None and _folder(file, BESIDE) else 0
+    items.sort(key=places.__getitem__)
 
 
-def _group(file: Path) -> str:
-    return next((folder for folder in TOGETHER if file.is_relative_to(folder)), file.as_posix())
+def _folder(file: Path, among: tuple[str, ...]) -> str | None:
+    """Return the one of some folders of the tests that a file lies in."""
+    return next((folder for folder in among if file.is_relative_to(folder)), None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,8 +33,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
     try:
-        found.add_node(**SMALL, num_cpus=1, resources={"builder": 1})
-        found.wait_for_nodes()
+        found.add_node(wait=False, **SMALL, num_cpus=1, resources={"builder": 1})
+        found.wait_for_nodes(timeout=200)
         ray.init(address=found.address, logging_level="ERROR", log_to_driver=False)
         yield found
     finally:
@@ -56,8 +56,8 @@ def test_builds_stay_on_the_builder_and_families_on_their_bench_node(
     cluster: Cluster, sizes: dict[str, Any], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(**BENCH)
-    cluster.wait_for_nodes()
+        cluster.add_node(wait=False, **BENCH)
+    cluster.wait_for_nodes(timeout=200)
     store = Store(tmp_path / "store")
     result = driver.run(Sweep.model_validate(sizes), store)
     assert (result.measured, result.failures, result.unserved) == (4, [], {})
@@ -77,8 +77,8 @@ def test_a_lost_bench_node_costs_its_restart_and_the_cell_ends_elsewhere(
     sizes["workloads"].pop("of8")
     sizes["measure"]["restarts"] = 6
     prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
-    bench = [cluster.add_node(**BENCH) for _ in range(2)]
-    cluster.wait_for_nodes()
+    bench = [cluster.add_node(wait=False, **BENCH) for _ in range(2)]
+    cluster.wait_for_nodes(timeout=200)
     store, events, gone = Store(tmp_path / "store"), list[Event](), threading.Event()
 
     def watch(event: Event) -> None:
@@ -106,8 +106,8 @@ def test_when_the_last_node_of_a_tag_is_lost_its_cells_fail_with_that_reason(
     monkeypatch.setattr("llama_bench.cluster.fleet.REJOIN_S", 5.0)
     sizes["measure"]["restarts"] = 6
     prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
-    bench = cluster.add_node(**BENCH)
-    cluster.wait_for_nodes()
+    bench = cluster.add_node(wait=False, **BENCH)
+    cluster.wait_for_nodes(timeout=200)
     store, gone = Store(tmp_path / "store"), threading.Event()
 
     def watch(event: Event) -> None:

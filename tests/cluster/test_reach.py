@@ -28,8 +28,8 @@ def nodes() -> Iterator[list[Node]]:
         initialize_head=True, head_node_args={**small, "include_dashboard": False, "resources": {"builder": 1}}
     )
     try:
-        cluster.add_node(**small, resources={"bench_cpu": 1})
-        cluster.wait_for_nodes()
+        cluster.add_node(wait=False, **small, resources={"bench_cpu": 1})
+        cluster.wait_for_nodes(timeout=200)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield connect.nodes()
     finally:

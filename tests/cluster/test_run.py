@@ -282,6 +282,7 @@ def test_only_measures_a_part_and_the_whole_sweep_then_goes_on_in_the_same_run(
     bare: dict[str, Any], store: Store
 ) -> None:
     bare["models"].append({**bare["models"][0], "hidden_size": 32})
+    prebuild(Sweep.model_validate(bare), store)
     part, _ = run(bare, store, only="model=h16*")
     whole, _ = run(bare, store)
     assert whole.run == part.run
