@@ -42,6 +42,10 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+HEAD: dict[str, Any] = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True, "wait": False}
+"""Options of the head of a `ray.cluster_utils.Cluster`: without the processes that nothing here looks at."""
+
+
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     """A sweep as plain data, to be changed and validated by the test."""

@@ -28,6 +28,7 @@ from llama_bench.sweep import Sweep
 
 from ..simulated import sweep as recorded
 from .chaos import CPU, GPU, SMALL, Chaos
+from .conftest import HEAD
 
 LIMIT_S = 2400
 
@@ -83,7 +84,7 @@ def chaos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chaos]:
     rng = random.Random(SEED)
     wanted = list(Counter(FAULTS).elements())
     rng.shuffle(wanted)
-    cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **HEAD, "num_cpus": 0})
     try:
         cluster.add_node(wait=False, **SMALL, num_cpus=1, resources={"builder": 1})
         chaos = Chaos(cluster, tmp_path, {**os.environ, **told}, wanted, rng, RESTARTS)

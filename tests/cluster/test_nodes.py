@@ -18,7 +18,7 @@ from llama_bench.cluster.events import Event
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
 
-from .conftest import prebuild
+from .conftest import HEAD, prebuild
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -31,7 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in connect.LOCAL.items():  # as on a machine alone: workers need no environment of their own
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args={**SMALL, **HEAD, "num_cpus": 0})
     try:
         found.add_node(wait=False, **SMALL, num_cpus=1, resources={"builder": 1})
         found.wait_for_nodes(timeout=200)
