@@ -60,6 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=places.__getitem__)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let what runs beside Ray leave the CPUs to it: its process has nothing else to do any more."""
+    file = item.path.relative_to(HERE)
+    if "PYTEST_XDIST_WORKER" in os.environ and _folder(file, BESIDE) and not item.get_closest_marker("browser"):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+
+
 def _folder(file: Path, among: tuple[str, ...]) -> str | None:
     """Return the one of some folders of the tests that a file lies in."""
     return next((folder for folder in among if file.is_relative_to(folder)), None)
