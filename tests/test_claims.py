@@ -128,7 +128,7 @@ def test_of_many_drivers_at_once_each_piece_goes_to_one(store: Store) -> None:
     racers = [context.Process(target=race, args=(store.uri, pieces, barrier, took)) for _ in range(count)]
     for racer in racers:
         racer.start()
-    taken = [piece for _ in racers for piece in took.get(timeout=60)]
+    taken = [piece for _ in racers for piece in took.get(timeout=200)]
     for racer in racers:
         racer.join()
     assert sorted(taken) == sorted(pieces)

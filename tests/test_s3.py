@@ -46,7 +46,7 @@ def place(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "LLAMA_BENCH_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"), timeout=10).close()
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"), timeout=60).close()
     return f"s3://{bucket}/results"
 
 

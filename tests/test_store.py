@@ -534,8 +534,12 @@ def test_a_patient_store_waits_until_its_place_is_back_and_says_once_why(tmp_pat
     (store.root / "a").touch()  # no folder, so that nothing can be written into it
     with pytest.raises(StoreError, match="writing a/b failed"):
         store.put("a/b", b"")
-    threading.Timer(1.5, (store.root / "a").unlink).start()
-    assert store.patient(30, told.append).put("a/b", b"1")
+
+    def tell(why: str) -> None:
+        told.append(why)
+        threading.Timer(1.5, (store.root / "a").unlink).start()  # type: ignore[union-attr]
+
+    assert store.patient(200, tell).put("a/b", b"1")
     assert len(told) == 1
     assert "writing a/b failed" in told[0]
     assert store.get("a/b") == b"1"
@@ -548,9 +552,9 @@ def test_patience_ends_and_what_is_not_there_is_not_waited_for(tmp_path: Path) -
     begin = time.monotonic()
     with pytest.raises(StoreError):
         store.patient(1.2, lambda why: None).put("a/b", b"")
-    assert 1.2 <= time.monotonic() - begin < 10
+    assert 1.2 <= time.monotonic() - begin < 60
     begin = time.monotonic()
     with pytest.raises(WorkError) as missing:
-        store.patient(60, lambda why: None).get("nothing")
+        store.patient(200, lambda why: None).get("nothing")
     assert not isinstance(missing.value, StoreError)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from llama_bench.bench import machine
@@ -26,6 +27,14 @@ def busy_process() -> Iterator[subprocess.Popen[bytes]]:
             yield busy
         finally:
             busy.kill()
+
+
+def compute(process: subprocess.Popen[bytes], cpu_s: float) -> None:
+    """Wait until a process has had the CPU for so many seconds more, however long others have it."""
+    used = psutil.Process(process.pid)
+    until = sum(used.cpu_times()[:2]) + cpu_s
+    while sum(used.cpu_times()[:2]) < until:
+        time.sleep(0.02)
 
 
 def quiet(**changes: Any) -> dict[str, Any]:
@@ -100,33 +109,37 @@ def test_this_machine_has_one_fingerprint_however_often_it_is_asked() -> None:
 def test_another_busy_process_is_found_by_name_and_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "BUSY_SHARE", 0.01)  # on a crowded machine a loop gets few percent
     with busy_process() as busy:
-        found = machine.busy_processes(0.5, most=50)
-    assert busy.pid in [pid for _, pid, _ in found]
-    assert os.getpid() not in [pid for _, pid, _ in found]
+        found: list[int] = []
+        while busy.pid not in found:  # until others leave it a share of the CPU
+            found = [pid for _, pid, _ in machine.busy_processes(0.5, most=50)]
+            assert os.getpid() not in found
 
 
 def test_a_moment_has_the_columns_of_the_dataset_and_is_quick() -> None:
-    moments = machine.Moments(gpu=False)
-    begin_s = time.perf_counter()
-    moment = moments.now()
-    took_s = time.perf_counter() - begin_s
+    moments, took_s = machine.Moments(gpu=False), []
+    for _ in range(10):
+        begin_s = time.perf_counter()
+        moment = moments.now()
+        took_s.append(time.perf_counter() - begin_s)
     moments.close()
     assert set(moment) <= set(SCHEMAS["machines"].names)
     assert list(moment) == list(machine.moment(gpu=False))
     assert moment["memory_available_bytes"] > 0
-    assert took_s < 0.5
+    assert min(took_s) < 0.5
 
 
 def test_a_moment_names_who_was_busy_since_the_last_and_leaves_the_arms_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "BUSY_SHARE", 0.01)  # on a crowded machine a loop gets few percent
     moments = machine.Moments(gpu=False)
     with busy_process() as arm, busy_process() as stranger:
-        time.sleep(0.6)
+        for process in (arm, stranger):
+            compute(process, 0.3)
         first = moments.now(own=[arm.pid], most=50)
         stranger.send_signal(signal.SIGSTOP)
-        time.sleep(0.3)
+        while psutil.Process(stranger.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.02)
         moments.now()
-        time.sleep(0.3)
+        compute(arm, 0.3)
         second = moments.now(own=[arm.pid], most=50)
     assert f"(pid {stranger.pid})" in first["busy"]
     assert f"(pid {arm.pid})" not in first["busy"] + second["busy"]

@@ -2,19 +2,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from llama_bench.bench import roofline, roofline_cpu, roofline_cuda
+from llama_bench.bench import race, roofline, roofline_cpu, roofline_cuda
 from llama_bench.bench.race import Ceiling, Run, Shape, Way, fastest
 from llama_bench.engines import onnxruntime as engine
 from llama_bench.sweep import Session, Target
 
-pytestmark = pytest.mark.xdist_group("alone")  # what the machine can do is measured while nothing else runs
-
 SMALL: tuple[Shape, ...] = ((2, 2, 2), (4, 4, 4), (8, 8, 8))
+
+
+class Clock:
+    """A clock on which looking at it takes a moment, and nothing else any time: no busy machine moves it."""
+
+    now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self.now_s += 1e-4
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What a race goes by."""
+    found = Clock()
+    monkeypatch.setattr(race, "time", found)
+    return found
 
 
 def steady(rate: float, log: list[Shape] | None = None) -> Callable[[Shape], Run]:
@@ -34,28 +49,36 @@ def absent(_: Shape) -> Run:
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[list[Ceiling], float]:
-    begin = time.perf_counter()
-    return roofline.measure("CPUExecutionProvider", 2), time.perf_counter() - begin
+def measured() -> list[Ceiling]:
+    return roofline.measure("CPUExecutionProvider", 2)
 
 
-def test_a_cpu_has_at_least_an_fp32_product_and_what_its_memory_reads_and_copies(measured: Any) -> None:
-    ceilings = {(one.what, one.dtype): one for one in measured[0]}
+@pytest.mark.xdist_group("alone")  # what the machine can do is measured while nothing else runs
+def test_a_cpu_has_at_least_an_fp32_product_and_what_its_memory_reads_and_copies(
+    measured: list[Ceiling],
+) -> None:
+    ceilings = {(one.what, one.dtype): one for one in measured}
     assert {("matmul", "fp32"), ("read", ""), ("copy", "")} <= set(ceilings)
-    assert all(one.per_second > 0 for one in measured[0])
-    assert len(ceilings) == len(measured[0])
+    assert all(one.per_second > 0 for one in measured)
+    assert len(ceilings) == len(measured)
     assert "×" in ceilings["matmul", "fp32"].how
     assert "256×256×256" not in ceilings["matmul", "fp32"].how  # that was the trial
     assert "MiB" in ceilings["read", ""].how
 
 
-def test_a_simple_product_of_numpy_is_not_above_the_ceiling(measured: Any) -> None:
-    ceiling = next(one.per_second for one in measured[0] if one.dtype == "fp32")
+@pytest.mark.xdist_group("alone")
+def test_a_simple_product_of_numpy_is_not_above_the_ceiling(measured: list[Ceiling]) -> None:
     a = np.ones((1024, 1024), dtype=np.float32)
-    begin = time.perf_counter()
-    for _ in range(5):
-        a @ a
-    assert ceiling >= 0.9 * 5 * 2 * 1024**3 / (time.perf_counter() - begin)
+    for _ in range(4):  # others may have had the machine while the ceiling was measured
+        ceiling = next(one.per_second for one in measured if one.dtype == "fp32")
+        begin = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        simple = 5 * 2 * 1024**3 / (time.perf_counter() - begin)
+        if ceiling >= 0.9 * simple:
+            return
+        measured = roofline.measure("CPUExecutionProvider", 2)
+    pytest.fail(f"a simple product does {simple:.3g} operations a second, the ceiling is {ceiling:.3g}")
 
 
 def test_measuring_ends_soon_and_puts_torchs_threads_back() -> None:
@@ -73,23 +96,23 @@ def test_measuring_ends_soon_and_puts_torchs_threads_back() -> None:
         patch.setattr(roofline_cpu, "SECONDS", 0.1)
         begin = time.perf_counter()
         roofline_cpu.measure(before + 1)
-        assert time.perf_counter() - begin < 30  # torch may have to be imported
+        assert time.perf_counter() - begin < 120  # others may have the machine for a while
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
 
-def test_the_fastest_way_is_the_ceiling_and_says_which_it_was() -> None:
+def test_the_fastest_way_is_the_ceiling_and_says_which_it_was(clock: Clock) -> None:
     ways = [Way("matmul", "fp32", "slow", steady(1e9)), Way("matmul", "fp32", "fast", steady(2e9))]
     [found] = fastest(ways, SMALL, 0, 0.2)
     assert found == Ceiling("matmul", "fp32", pytest.approx(2e9), "fast, 4×4×4")
 
 
-def test_a_precision_without_a_kernel_is_left_out_and_not_zero() -> None:
+def test_a_precision_without_a_kernel_is_left_out_and_not_zero(clock: Clock) -> None:
     ways = [Way("matmul", "fp32", "way", steady(1e9)), Way("matmul", "fp8", "way", absent)]
     assert [one.dtype for one in fastest(ways, SMALL, 0, 0.1)] == ["fp32"]
 
 
-def test_a_precision_that_is_emulated_is_left_out_after_its_first_small_trial() -> None:
+def test_a_precision_that_is_emulated_is_left_out_after_its_first_small_trial(clock: Clock) -> None:
     log: list[Shape] = []
     ways = [Way("matmul", "fp32", "way", steady(1e9)), Way("matmul", "fp16", "loop", steady(0.05e9, log))]
     assert [one.dtype for one in fastest(ways, SMALL, 0, 0.1)] == ["fp32"]
@@ -98,14 +121,14 @@ def test_a_precision_that_is_emulated_is_left_out_after_its_first_small_trial() 
     assert [one.dtype for one in fastest(kernel, SMALL, 0, 0.1)] == ["fp32", "fp16"]
 
 
-def test_a_hopeless_way_is_never_tried_at_a_large_shape() -> None:
+def test_a_hopeless_way_is_never_tried_at_a_large_shape(clock: Clock) -> None:
     log: list[Shape] = []
     ways = [Way("matmul", "fp32", "loop", steady(0.9e8, log)), Way("matmul", "fp32", "kernel", steady(1e9))]
     fastest(ways, SMALL, 0, 0.1)
     assert set(log) == {(2, 2, 2)}
 
 
-def test_what_fits_into_a_cache_is_no_memory() -> None:
+def test_what_fits_into_a_cache_is_no_memory(clock: Clock) -> None:
     def make(shape: Shape) -> Run:
         return lambda: shape[0] / (1e12 if shape[0] < 1000 else 1e9)
 
@@ -113,12 +136,10 @@ def test_what_fits_into_a_cache_is_no_memory() -> None:
     assert found == Ceiling("read", "", pytest.approx(1e9), "way, 1 MiB")
 
 
-def test_a_moment_in_which_something_else_ran_lowers_no_ceiling() -> None:
-    begin = time.perf_counter()
-
+def test_a_moment_in_which_something_else_ran_lowers_no_ceiling(clock: Clock) -> None:
     def make(shape: Shape) -> Run:
         # slow at first, as if a neighbour were busy
-        return lambda: float(2 * np.prod(shape)) / (1e9 if time.perf_counter() - begin > 0.1 else 0.3e9)
+        return lambda: float(2 * np.prod(shape)) / (1e9 if clock.now_s > 0.1 else 0.3e9)
 
     [found] = fastest([Way("matmul", "fp32", "way", make)], SMALL, 0, 0.3)
     assert found.per_second == pytest.approx(1e9)

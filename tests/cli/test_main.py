@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -135,14 +135,22 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
         "import sys, typer, rich.table; app = typer.Typer(); app.command()(lambda: None); "
         "sys.argv = ['x', '--help']; app()"
     )
-    seconds: dict[str, list[float]] = {code: [], bare: []}
-    for _ in range(5):  # side by side: what else the machine does meets both
+    seconds: dict[str, list[float]] = {code: [], bare: []}  # of CPU
+    for _ in range(20):  # side by side: what else the machine does meets both
         for program, took in seconds.items():
-            begin = time.perf_counter()
+            begin = _cpu_s_of_children()
             done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-            took.append(time.perf_counter() - begin)
+            took.append(_cpu_s_of_children() - begin)
             assert program is bare or done.stdout.splitlines()[-1].strip() == "LOADED"
-    assert min(seconds[code]) < 2 * min(seconds[bare])
+        if min(seconds[code]) < 2 * min(seconds[bare]):
+            return
+    pytest.fail(f"--help takes {min(seconds[code]):.2f} s of CPU, a bare program's {min(seconds[bare]):.2f} s")
+
+
+def _cpu_s_of_children() -> float:
+    """Seconds that the processes waited for so far have computed: a core that others take does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_module_runs_as_a_program_and_honours_no_color() -> None:

@@ -47,7 +47,7 @@ OF_A_COORDINATOR = ("coordinator", "node", "raylet", "disk")
 OF_ALL = ("store", "driver")
 """Kinds that strike every cell at once."""
 
-EVIDENCE_S = 60.0
+EVIDENCE_S = 90.0
 """How long a fault's row is waited for; one that leaves none is made again."""
 
 OUTAGE_S = 20.0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import llama_bench
+from llama_bench import versions
 from llama_bench.bench import machine
 from llama_bench.cluster.build import build
 from llama_bench.cluster.cell import measure_cell
@@ -41,6 +42,10 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+HEAD: dict[str, Any] = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True, "wait": False}
+"""Options of the head of a `ray.cluster_utils.Cluster`: without the processes that nothing here looks at."""
+
+
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     """A sweep as plain data, to be changed and validated by the test."""
@@ -69,6 +74,13 @@ def measure(data: dict[str, Any], store: Store) -> tuple[Frames, list[dict[str, 
     return llama_bench.load(store.url(run)), events
 
 
+def prebuild(sweep: Sweep, store: Store) -> None:
+    """Build here, one after the other, what a run of a sweep needs: for tests of what comes after building."""
+    for artifact in make(sweep, versions.stages()).artifacts.values():
+        if not store.has(artifact.id):
+            build(artifact, store)
+
+
 @pytest.fixture
 def sweep() -> Sweep:
     return Sweep.model_validate(TINY)
@@ -86,6 +98,13 @@ def local_ray() -> Iterator[None]:
 
     from llama_bench.cluster import connect
 
-    assert connect.connect()
+    for left in (2, 1, 0):
+        try:
+            assert connect.connect()
+            break
+        except Exception:  # Ray gives its own processes 30 s to start, however busy the machine is
+            ray.shutdown()
+            if not left:
+                raise
     yield
     ray.shutdown()

@@ -13,10 +13,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 import llama_bench
-from llama_bench.cluster import driver
+from llama_bench.cluster import connect, driver
 from llama_bench.cluster.events import Event
 from llama_bench.store import Store
 from llama_bench.sweep import Sweep
+
+from .conftest import HEAD, prebuild
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -26,11 +28,13 @@ BENCH: dict[str, Any] = {**SMALL, "num_cpus": 1, "resources": {"bench_cpu": 1}}
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in connect.LOCAL.items():  # as on a machine alone: workers need no environment of their own
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
+    found = Cluster(initialize_head=True, head_node_args={**SMALL, **HEAD, "num_cpus": 0})
     try:
-        found.add_node(**SMALL, num_cpus=1, resources={"builder": 1})
-        found.wait_for_nodes()
+        found.add_node(wait=False, **SMALL, num_cpus=1, resources={"builder": 1})
+        found.wait_for_nodes(timeout=200)
         ray.init(address=found.address, logging_level="ERROR", log_to_driver=False)
         yield found
     finally:
@@ -52,8 +56,8 @@ def test_builds_stay_on_the_builder_and_families_on_their_bench_node(
     cluster: Cluster, sizes: dict[str, Any], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(**BENCH)
-    cluster.wait_for_nodes()
+        cluster.add_node(wait=False, **BENCH)
+    cluster.wait_for_nodes(timeout=200)
     store = Store(tmp_path / "store")
     result = driver.run(Sweep.model_validate(sizes), store)
     assert (result.measured, result.failures, result.unserved) == (4, [], {})
@@ -72,8 +76,9 @@ def test_a_lost_bench_node_costs_its_restart_and_the_cell_ends_elsewhere(
 ) -> None:
     sizes["workloads"].pop("of8")
     sizes["measure"]["restarts"] = 6
-    bench = [cluster.add_node(**BENCH) for _ in range(2)]
-    cluster.wait_for_nodes()
+    prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
+    bench = [cluster.add_node(wait=False, **BENCH) for _ in range(2)]
+    cluster.wait_for_nodes(timeout=200)
     store, events, gone = Store(tmp_path / "store"), list[Event](), threading.Event()
 
     def watch(event: Event) -> None:
@@ -100,8 +105,9 @@ def test_when_the_last_node_of_a_tag_is_lost_its_cells_fail_with_that_reason(
 ) -> None:
     monkeypatch.setattr("llama_bench.cluster.fleet.REJOIN_S", 5.0)
     sizes["measure"]["restarts"] = 6
-    bench = cluster.add_node(**BENCH)
-    cluster.wait_for_nodes()
+    prebuild(Sweep.model_validate(sizes), Store(tmp_path / "store"))
+    bench = cluster.add_node(wait=False, **BENCH)
+    cluster.wait_for_nodes(timeout=200)
     store, gone = Store(tmp_path / "store"), threading.Event()
 
     def watch(event: Event) -> None:

@@ -20,14 +20,16 @@ from llama_bench.errors import WorkError
 from llama_bench.store import Store
 from llama_bench.sweep import Target
 
+from .conftest import HEAD
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[Node]]:
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "resources": {"builder": 1}})
+    cluster = Cluster(initialize_head=True, head_node_args={**small, **HEAD, "resources": {"builder": 1}})
     try:
-        cluster.add_node(**small, resources={"bench_cpu": 1})
-        cluster.wait_for_nodes()
+        cluster.add_node(wait=False, **small, resources={"bench_cpu": 1})
+        cluster.wait_for_nodes(timeout=200)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield connect.nodes()
     finally:

@@ -25,7 +25,7 @@ AXES: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "graph": {"fuse": ({"fuse": "all"},)},
     "numbers": {"int8": ({"quantize": "dynamic"},)},
 }
-SHORT = Measure(restarts=2, blocks=1, runs=2, half_width=None, confirm=False, text=Text(tokens=30, window=16))
+SHORT = Measure(restarts=2, blocks=1, runs=10, half_width=None, confirm=False, text=Text(tokens=30, window=16))
 STAGES = {title: SHORT for title in tuning.STAGES} | {"confirm": SHORT.model_copy(update={"seed": 1, "text": None})}
 MODEL = Model(
     name="tiny", hidden_size=64, num_attention_heads=4, num_hidden_layers=8, intermediate_size=96, vocab_size=64,

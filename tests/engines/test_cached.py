@@ -97,14 +97,16 @@ def test_the_seconds_of_the_tokens_add_up_to_the_runs(kept: tuple[Any, str]) -> 
     variant, io = kept
     session = opened(variant, GENERATE, io=io)
     assert session.token_seconds == ()
-    for _ in range(5):
+    unseen = []
+    for _ in range(15):
         begin = time.perf_counter()
         session.run()
         seconds = time.perf_counter() - begin
         assert len(session.token_seconds) == GENERATE.new_tokens
         assert min(session.token_seconds) > 0
         assert sum(session.token_seconds) <= seconds
-    assert sum(session.token_seconds) > 0.9 * seconds - 1e-3
+        unseen.append(0.9 * seconds - sum(session.token_seconds))
+    assert min(unseen) < 1e-3  # the core may be taken away between the two clocks, but not every time
     assert opened(variant, DECODE, io=io).token_seconds == ()
 
 

@@ -12,6 +12,7 @@ SIMULATED_GPU        a folder in which the sessions that live count one another,
 SIMULATED_GPU_ROOM   so many sessions fit onto it; one more is out of memory, in the words of ONNX Runtime
 SIMULATED_GPU_BIG    name of an arm that never fits
 SIMULATED_GPU_AT     the run in which a session wants its memory, 0 (unless said) is when it is loaded
+SIMULATED_TICK_NS    what a look at its clock takes, by that clock, 0 unless said; without it no busy loop ends
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Session(TimedSession):
         self._store = Path(os.environ["SIMULATED_STORE"])
         self._orders = os.environ.get("SIMULATED_ORDERS")
         self._sleep_s = float(os.environ.get("SIMULATED_RUN_S", "0"))
+        self._tick_ns = int(os.environ.get("SIMULATED_TICK_NS", "0"))
         self._now_ns, self._runs = 0, 0
         self._seconds = self._recorded()
         with failing("to load model.onnx", gpu=True):
@@ -72,7 +74,11 @@ class Session(TimedSession):
 
     @property
     def clock(self) -> Callable[[], int]:
-        return (lambda: self._now_ns) if self._sleep_s == 0 else time.perf_counter_ns
+        return self._look if self._sleep_s == 0 else time.perf_counter_ns
+
+    def _look(self) -> int:
+        self._now_ns += self._tick_ns
+        return self._now_ns
 
     def run(self) -> None:
         with failing("while running", gpu=True):
