@@ -15,6 +15,7 @@ from llama_bench.errors import InputError, nearest
 from llama_bench.sweep import (
     AccuracyBounds,
     AnyModel,
+    Choice,
     Measure,
     Model,
     OwnInput,
@@ -187,6 +188,8 @@ def _keys_at(parents: Iterable[str | int]) -> list[str]:
             part = Text
         case ["measure", *_]:
             part = Measure
+        case ["cells", *_]:
+            part = Choice
         case _:
             return [*Sweep.model_fields, "include"]
     return list(part.model_fields)

@@ -262,3 +262,44 @@ def test_planning_grows_with_the_variants_and_no_faster() -> None:
         return calls(lambda: plan.make(asked, VERSIONS))
 
     assert effort(60) < 1.1 * 9 * effort(20)
+
+
+CELLS: dict[str, Any] = {
+    "models": (model(), model(hidden_size=32, name="wide", cache=True)),
+    "workloads": {"prefill": Workload(sequence=8), "decode": Workload(kind="decode", context=8)},
+    "targets": {"gpu": Target(tag="bench_gpu", provider="CUDAExecutionProvider"), "cpu": Target(tag="bench_cpu")},
+}
+"""Two models, of which one has no cache, so that not every workload fits each."""
+
+
+def test_a_sweep_may_say_which_cells_it_has_in_which_order_and_with_which_arms() -> None:
+    made = make(
+        **CELLS,
+        cells=(
+            {"model": "wide", "workload": "decode", "target": "cpu", "recipes": ["ab*"], "baseline": "level0"},
+            {"workload": "prefill", "recipes": ["a"]},
+        ),
+    )
+    assert [(cell.label, cell.baseline, [arm.name for arm in cell.arms]) for cell in made.cells] == [
+        ("wide/decode/cpu", "level0", ["ab", "abc", "level0", "control"]),
+        ("h16-a2-l2/prefill/gpu", "original", ["original", "a", "control"]),
+        ("wide/prefill/gpu", "original", ["original", "a", "control"]),
+        ("h16-a2-l2/prefill/cpu", "original", ["original", "a", "control"]),
+        ("wide/prefill/cpu", "original", ["original", "a", "control"]),
+    ]
+    control = made.cells[0].arms[-1]
+    assert (control.control, control.recipe) == (True, RECIPES["level0"])
+    built = {artifact.label for artifact in made.artifacts.values()}
+    assert "onnxoptimizer: b on wide/decode" in built
+    assert not any("onnxoptimizer: b on wide/prefill" in label for label in built)  # what no cell needs is not built
+
+
+def test_a_cell_belongs_to_the_first_entry_that_it_matches() -> None:
+    made = make(cells=({"recipes": ["a"]}, {"recipes": ["ba"]}))
+    assert [[arm.name for arm in cell.arms] for cell in made.cells] == [["original", "a", "control"]]
+
+
+def test_a_cell_is_the_same_whether_it_was_chosen_or_is_there_anyway_but_for_another_baseline() -> None:
+    [plain], [chosen] = make().cells, make(cells=({"recipes": ["*"]},)).cells
+    [other] = make(cells=({"recipes": ["*"], "baseline": "a"},)).cells
+    assert plain.id == chosen.id != other.id

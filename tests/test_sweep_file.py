@@ -379,6 +379,58 @@ def test_a_wrong_include_is_named_where_it_stands(tmp_path: Path, include: str, 
 # ── session options ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+CELLS = """\
+cells:
+  - {model: h16*, recipes: [ident*]}
+  - {workload: prefill, target: cpu, baseline: identity}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("h16*", "h17*", "20: cells[0].model: no model matches 'h17*'; valid: h16-a2-l2, h32-a2-l2"),
+        ("ident*", "identty", "20: cells[0].recipes[0]: no recipe matches 'identty'; did you mean 'identity'?"),
+        ("workload: prefill", "workload: prefil", "21: cells[1].workload: no workload matches 'prefil'; did you mean"),
+        ("target: cpu", "target: gpu", "21: cells[1].target: no target matches 'gpu'; did you mean 'cpu'?"),
+        ("baseline: identity", "baseline: ident", "21: cells[1].baseline: the baseline 'ident' is not a recipe of"),
+        ("target: cpu", "targets: cpu", "21: cells[1]: unknown key 'targets'; did you mean 'target'?"),
+        ("recipes: [ident*]", "recipes: []", "20: cells[0].recipes: empty"),
+    ],
+)
+def test_a_wrong_entry_of_cells_is_named_where_it_stands(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert message in refusal(write(tmp_path, BASE + CELLS.replace(old, new)))
+
+
+def test_what_no_cell_puts_together_need_not_fit(tmp_path: Path) -> None:
+    text = BASE.replace("hidden_size: 32", "hidden_size: 32, cache: true").replace(
+        "sequence: 8}", "sequence: 8}\n  decode: {kind: decode, context: 8}"
+    )
+    assert "decode needs models with cache: true, and model h16-a2-l2 has none" in refusal(write(tmp_path, text))
+    chosen = "cells: [{model: h16*, workload: prefill}, {model: h32*, recipes: [original]}]\n"
+    sweep = load(write(tmp_path, text + chosen), CATALOGUE)
+    cells = [(cell.model.label, cell.workload, cell.recipes) for cell in sweep.chosen()]
+    assert cells == [
+        ("h16-a2-l2", "prefill", ("original", "identity")),
+        *[("h32-a2-l2", workload, ("original",)) for workload in ("prefill", "decode")],
+    ]
+    wrong = replace(
+        CATALOGUE, misfit=lambda steps, model: (0, "not for h32") if steps and model.hidden_size == 32 else None
+    )
+    assert load(tmp_path / "x.yaml", wrong) == sweep  # the recipe with passes is no arm of that model
+    assert "not for h32" in refusal(write(tmp_path, text.replace("  decode: {kind: decode, context: 8}\n", "")), wrong)
+    part = select(sweep, "model=h32*,recipe=original,workload=decode")
+    assert [cell.workload for cell in part.chosen()] == ["decode"]
+
+
+def test_a_variable_that_is_none_of_the_engines_is_refused(tmp_path: Path) -> None:
+    text = BASE.replace("optimization_level: disable", 'environment: {ORT_ENABLE_XQA: "0"}')
+    sweep = load(write(tmp_path, text), CATALOGUE)
+    assert sweep.recipes["identity"].session.environment == {"ORT_ENABLE_XQA": "0"}
+    message = refusal(write(tmp_path, text.replace("ORT_ENABLE_XQA", "LD_PRELOAD")))
+    assert "'LD_PRELOAD' is no variable of ONNX Runtime, cuBLAS or cuDNN: ORT_…, CUBLAS_…, CUDNN_…, NVIDIA_…" in message
+
+
 def test_options_that_an_engine_does_not_take_on_a_target_are_refused_at_the_recipes_session(tmp_path: Path) -> None:
     def unfit(recipe: Recipe, target: Target) -> str | None:
         bad = recipe.session.optimization_level == "disable" and target.tag == "bench_cpu"
@@ -436,12 +488,15 @@ def test_report_yaml_is_the_study(study: Sweep) -> None:
     assert (workload.batch, workload.sequence, workload.outputs, workload.kv_out) == (2, 1024, "hidden", True)
     singles = {name: [name] for name in STUDY}
     levels = {"original_level0": [], "default_level0": ["default"]}
-    wanted = {"original": [], **singles, "all_three": STUDY, "onnxoptimizer_default": ["default"], **levels}
+    on_gpu: dict[str, list[str]] = {"original_host": [], "original_fp32": []}
+    wanted = {"original": [], **singles, "all_three": STUDY, "onnxoptimizer_default": ["default"], **levels, **on_gpu}
     assert {name: [step.name for step in recipe.passes] for name, recipe in study.recipes.items()} == wanted
     for name, recipe in study.recipes.items():
         assert recipe.session.optimization_level == ("disable" if name in levels else "all")
     targets = {name: (target.tag, target.provider) for name, target in study.targets.items()}
     assert targets == {"A": ("bench_gpu", "CUDAExecutionProvider"), "B": ("bench_cpu", "CPUExecutionProvider")}
+    arms = {cell.target: cell.recipes for cell in study.chosen()}
+    assert set(arms["A"]) == set(wanted) and set(arms["B"]) == set(wanted) - set(on_gpu)
     assert study.measure.restarts >= 6
     assert study.measure.restarts * study.measure.blocks * study.measure.runs >= 100
 

@@ -14,13 +14,13 @@ import pytest
 from llama_bench import engines
 from llama_bench.bench import nvml
 from llama_bench.cluster import gpu
-from llama_bench.cluster.job import Job
+from llama_bench.cluster.job import Job, Prepared
 from llama_bench.cluster.launch import GPU_MEMORY, Lost, raised
 from llama_bench.errors import GpuMemoryError
-from llama_bench.estimate import gpu_arm_bytes
+from llama_bench.estimate import arm_bytes, gpu_arm_bytes
 from llama_bench.plan import make
 from llama_bench.store import Store
-from llama_bench.sweep import CONTROL, Sweep
+from llama_bench.sweep import CONTROL, Sweep, Target
 
 from ..simulated import sweep as recorded
 from .conftest import FACTS, TINY, measure
@@ -112,6 +112,32 @@ def job(**more: Any) -> Job:
     data = {**TINY, "targets": {"gpu": {"tag": "bench_gpu", "provider": "CUDAExecutionProvider"}}}
     [cell] = make(Sweep.model_validate(data), {}).cells
     return replace(Job(cell, Sweep.model_validate(data).measure, "", "", "here", FACTS, 10**12), **more)
+
+
+def stored(on: Job, weight_bytes: int) -> list[Prepared]:
+    manifest = {"weights": [["0" * 64, weight_bytes]]}
+    return [Prepared(arm, Path(), {}, manifest, "exact") for arm in on.cell.arms]
+
+
+def test_as_many_sessions_are_examined_at_once_as_cores_and_both_memories_take() -> None:
+    on = job(node={**FACTS, "physical_cores": 16})
+    arms = stored(on, 10 * 2**30)
+    each = {one.arm.name: gpu.host_bytes(on, one) for one in arms}
+    assert all(10 * 2**30 < size < 12 * 2**30 for size in each.values())  # the weights as they are read, and a process
+    assert gpu.side_by_side(on, arms, each, None) == gpu.AT_ONCE
+    assert gpu.side_by_side(replace(on, node={**FACTS, "physical_cores": 6}), arms, each, None) == 3
+    assert gpu.side_by_side(replace(on, memory_bytes=70 * 2**30), arms, each, None) == 3  # each holds its model twice
+    assert gpu.side_by_side(on, arms, each, nvml.Memory(80 * 2**30, 50 * 2**30, None)) == 4
+    assert gpu.side_by_side(on, arms, each, nvml.Memory(80 * 2**30, 2**30, None)) == 1
+    assert gpu.side_by_side(on, [], {}, None) == gpu.AT_ONCE
+
+
+def test_on_a_cpu_an_arm_holds_its_model_and_on_a_gpu_its_weights_as_they_are_stored() -> None:
+    on = job()
+    [one, *_] = stored(on, 10 * 2**30)
+    cpu = replace(on, cell=replace(on.cell, target=Target(tag="bench_cpu")))
+    assert gpu.host_bytes(cpu, one) == arm_bytes(on.cell.model, on.cell.workload)
+    assert gpu.host_bytes(on, one) > 10 * 2**30 > gpu.host_bytes(cpu, one)
 
 
 class Once:
