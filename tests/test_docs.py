@@ -201,12 +201,20 @@ AROUND: dict[str, Any] = {
 }
 """What a block of YAML that is only a part of a sweep lacks."""
 
+
+def _first(page: str) -> dict[str, Any]:
+    """Return the first block of a page, which is a whole sweep."""
+    block = next(block for block in BLOCKS if block.language == "yaml" and str(block).startswith(page))
+    return dict(YAML(typ="safe").load(block.text))
+
+
 PLACES: list[tuple[str, Callable[[dict[str, Any], Any], None]]] = [
     (r"- \{", lambda sweep, part: sweep.update(models={"sizes": part})),
     (r"\w+: \{kind:", lambda sweep, part: sweep.update(workloads=part)),
     (r"\w+: \{tag:", lambda sweep, part: sweep.update(targets=part)),
     (r"\w+: (\{passes:|\{session:|\{engine:)", lambda sweep, part: sweep["recipes"].update(part)),
     (r"recipes:", lambda sweep, part: sweep["recipes"].update(part["recipes"])),
+    (r"cells:", lambda sweep, part: sweep.update(_first("docs/sweeps.md") | part)),
     (r"(name|include|models|workloads|targets|measure):", lambda sweep, part: sweep.update(part)),
 ]
 """How a block of YAML begins → where in a sweep it goes."""

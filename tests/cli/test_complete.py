@@ -54,7 +54,7 @@ def test_commands_and_options_are_offered(offers: Offers) -> None:
         ("plan sweeps/quick.yaml --only re", ["recipe="]),
         ("plan sweeps/quick.yaml --only recipe=fuse_t", ["recipe=fuse_transpose_into_gemm"]),
         ("plan sweeps/gemm.yaml --only target=x,workload=", ["target=x,workload=prefill"]),
-        ("export sweeps/report.yaml --recipe original_", ["original_level0"]),
+        ("export sweeps/report.yaml --recipe original_l", ["original_level0"]),
         ("export no-such.yaml --recipe o", []),
         ("status docs/results/q", ["docs/results/quick_gpu"]),
     ],
@@ -84,7 +84,7 @@ def test_completion_imports_nothing_heavy() -> None:
         "try: main()\nexcept SystemExit: pass\n"
         f"print('LOADED', *[name for name in {heavy} if name in sys.modules])"
     )
-    words = "llama-bench export sweeps/report.yaml --recipe original_"
+    words = "llama-bench export sweeps/report.yaml --recipe original_l"
     asked = {"_LLAMA_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "4"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | asked, cwd=ROOT

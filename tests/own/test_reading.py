@@ -380,7 +380,8 @@ def test_every_pass_either_takes_any_graph_or_says_what_it_needs_a_llama_for(fol
         "onnxoptimizer", "onnxruntime", "onnxscript", "transformers", "fuse", "precision", "quantize",
     }  # fmt: skip
     assert {name for family, name in taken if family == "quantize"} == {"weights", "dynamic"}
-    assert {name for family, name in taken if family == "fuse"} == {"norm", "skip_norm", "qkv", "gate_up", "swiglu"}
+    fusions = {"norm", "skip_norm", "qkv", "gate_up", "turn", "swiglu"}
+    assert {name for family, name in taken if family == "fuse"} == fusions
 
 
 def test_a_file_that_is_no_model_or_lies_about_its_weights_is_refused(folder: Path) -> None:
