@@ -173,9 +173,16 @@ def arm_bytes(model: AnyModel, workload: Workload) -> int:
 def gpu_arm_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int:
     """Memory of one arm on a GPU: CUDA's own, `weight_bytes` as its variant stores them, and the rest as on a host.
 
-    For deciding how many arms share a GPU: activations and caches of an arm in half precision take half of it.
+    For deciding how many arms share a GPU. Where the weights are stored in half precision or less, activations and caches
+    take half of it.
     """
-    return int(CONTEXT_BYTES) + _beside_weights(model, workload) + weight_bytes
+    beside = _beside_weights(model, workload)
+    half = weight_bytes <= HALF * model_bytes(model)
+    return int(CONTEXT_BYTES) + (beside // 2 if half else beside) + weight_bytes
+
+
+HALF = 0.6
+"""Share of a model's bytes in fp32 that it has in half precision, with some that stays as it was."""
 
 
 def gpu_host_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int:

@@ -16,8 +16,9 @@ from llama_bench.bench import nvml
 from llama_bench.cluster import gpu
 from llama_bench.cluster.job import Job, Prepared
 from llama_bench.cluster.launch import GPU_MEMORY, Lost, raised
+from llama_bench.counts import model_bytes
 from llama_bench.errors import GpuMemoryError
-from llama_bench.estimate import arm_bytes, gpu_arm_bytes
+from llama_bench.estimate import CONTEXT_BYTES, arm_bytes, gpu_arm_bytes
 from llama_bench.plan import make
 from llama_bench.store import Store
 from llama_bench.sweep import CONTROL, Sweep, Target
@@ -201,8 +202,11 @@ def grouped(memory: nvml.Memory | None, weights: dict[str, int], **more: Any) ->
 
 def test_arms_are_grouped_by_what_their_weights_take_of_the_gpu() -> None:
     one = job()
-    empty = gpu_arm_bytes(one.cell.model, one.cell.workload, 0)
+    empty = gpu_arm_bytes(one.cell.model, one.cell.workload, 10**9) - 10**9
     assert empty > 600e6
+    large = one.cell.workload.model_copy(update={"batch": 4096})
+    fp32, fp16 = (gpu_arm_bytes(one.cell.model, large, model_bytes(one.cell.model) // by) for by in (1, 2))
+    assert fp32 - CONTEXT_BYTES > 1.99 * (fp16 - CONTEXT_BYTES)  # activations too take half of it
     weights = dict.fromkeys((*ALWAYS, "a", "b", "c", "d"), 10 * 10**9)
     each = gpu_arm_bytes(one.cell.model, one.cell.workload, 10 * 10**9)
     assert each == empty + 10 * 10**9
