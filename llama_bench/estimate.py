@@ -173,8 +173,8 @@ def arm_bytes(model: AnyModel, workload: Workload) -> int:
 def gpu_arm_bytes(model: AnyModel, workload: Workload, weight_bytes: int) -> int:
     """Memory of one arm on a GPU: CUDA's own, `weight_bytes` as its variant stores them, and the rest as on a host.
 
-    For deciding how many arms share a GPU. Where the weights are stored in half precision or less, activations and caches
-    take half of it.
+    For deciding how many arms share a GPU. Where the weights are stored in half precision or less, activations and
+    caches take half of it.
     """
     beside = _beside_weights(model, workload)
     half = weight_bytes <= HALF * model_bytes(model)

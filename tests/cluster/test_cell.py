@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llama_bench.cluster.cell import _totals
+from llama_bench.cluster.build import build
+from llama_bench.cluster.cell import _prepare, _totals
 from llama_bench.cluster.job import Job
 from llama_bench.plan import make
 from llama_bench.stats.progress import Progress
+from llama_bench.store import Store
 from llama_bench.sweep import Measure, Sweep
 
 from .conftest import TINY
@@ -61,3 +63,14 @@ def test_what_comes_after_the_pilot_changes_nothing(later: float) -> None:
     grown = progress([*NOISY, later, later])
     grown.restart_s = [(0, 10.0)] * 4 + [(0, 99.0)] * 2
     assert total(measure, grown, 200.0) == total(measure, progress(NOISY), 200.0)
+
+
+def test_an_arms_settings_have_its_recipes_variables_beside_those_of_every_process(store: Store) -> None:
+    recipes = {"original": {}, "a": {"session": {"environment": {"ORT_ENABLE_XQA": "0"}}}}
+    plan = make(Sweep.model_validate({**TINY, "recipes": recipes}), {})
+    [cell] = plan.cells
+    build(plan.artifacts[cell.arms[0].variant], store)
+    job = Job(cell, plan.sweep.measure, store.uri, "", "", {}, 0)
+    original, a, _ = (_prepare(store, job, arm, 1).settings for arm in cell.arms)
+    assert original["environment"] == job.environment
+    assert a["environment"] == {**job.environment, "ORT_ENABLE_XQA": "0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -151,6 +152,20 @@ def test_shapes_that_the_graph_does_not_say_are_bound_after_a_first_run(folder: 
     session.run()
     assert [value.data_ptr() for value in before] == [value.data_ptr() for value in session._binding.get_outputs()]
     np.testing.assert_allclose(session.outputs()["y"], X @ W + 1, rtol=1e-5, atol=1e-5)
+
+
+def test_a_recipes_variables_are_set_before_its_session_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_NOBODYS", "0")  # put back after the test
+    seen: list[str] = []
+    make = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **k: seen.append(os.environ["ORT_NOBODYS"]) or make(*a, **k)
+    )
+    plain, chosen = (settings(Session(environment=said), CPU, 4) for said in ({}, {"ORT_NOBODYS": "1"}))
+    opened(folder, plain, inputs())
+    opened(folder, chosen, inputs())
+    assert seen == ["0", "1"]
+    assert settings_sha256(plain) != settings_sha256(chosen)
 
 
 def test_an_input_that_is_not_given_is_named(folder: Path) -> None:
