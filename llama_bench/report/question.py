@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 def question(run: Row) -> str:
     """Return what the sweep asks, from its file alone."""
     sweep = run["sweep"]
-    baseline = sweep["measure"]["baseline"]
+    baselines = {cell["baseline"] for cell in run.get("cells", ())} or {sweep["measure"]["baseline"]}
+    baseline = next(iter(baselines)) if len(baselines) == 1 else "each cell's baseline"
     recipes = [name for name in sweep["recipes"] if name != baseline]
     models, workloads, targets = (len(sweep[key]) for key in ("models", "workloads", "targets"))
     which = f"Which of {len(recipes)} recipes makes" if len(recipes) != 1 else f"Does {recipes[0]} make"

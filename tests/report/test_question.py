@@ -24,6 +24,13 @@ def test_the_question_names_what_is_compared_with_what_and_where(synthetic: Modu
     )
 
 
+def test_where_cells_have_baselines_of_their_own_the_question_says_so(synthetic: ModuleType) -> None:
+    run = synthetic.world({"fast": synthetic.Truth(0.8)}, sizes=(512, 1024)).run
+    first, *others = run["cells"]
+    asked = question.question({**run, "cells": [{**first, "baseline": "fast"}, *others]})
+    assert "2 models faster than each cell's baseline in 1 workload" in asked
+
+
 def test_the_answer_is_the_largest_speedup_and_whether_it_can_be_believed(synthetic: ModuleType) -> None:
     Truth = synthetic.Truth
     world = synthetic.world({"fast": Truth(0.8, executed="aa"), "faster": Truth(0.5, executed="bb"), "idle": Truth()})
