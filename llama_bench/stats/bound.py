@@ -7,15 +7,13 @@ as its bytes take at the highest rate of the memory, whichever is longer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from llama_bench.counts import flops, moved_bytes
-from llama_bench.errors import InputError
-from llama_bench.passes import find
-from llama_bench.sweep import AnyModel, Model, OwnModel, Recipe, Sweep, Workload
+from llama_bench.stats.least import computed_in, hidden, keeps_last_token, moved, read_cache, resized, unread
+from llama_bench.sweep import AnyModel, OwnModel, Sweep, Workload
 
 Row: TypeAlias = Mapping[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -25,24 +23,6 @@ By: TypeAlias = Literal["compute", "memory"]
 
 TOLERANCE = 0.02
 """A ceiling is the fastest of many runs, and yet a per cent or two low now and then: as little above it is 100 %."""
-
-PRECISIONS = (
-    ("provider_options", "trt_int8_enable", "int8"),
-    ("provider_options", "trt_fp16_enable", "fp16"),
-    ("provider_options", "trt_bf16_enable", "bf16"),
-    ("provider_options", "use_tf32", "tf32"),
-    ("config", "mlas.enable_gemm_fastmath_arm64_bfloat16", "bf16"),
-)
-"""Where in the settings it is said that products are computed in less than fp32; the first that is on counts."""
-
-NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-"""Precision → bytes of a number that is kept in it."""
-
-LEAST_BYTES = 0.5
-"""Bytes of a number in the caches and outputs of an approximation, which may be as small as 4 bits."""
-
-FUSED_ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
-"""Executed operators that may leave out what a causal mask hides; an export as it is computes both halves."""
 
 SAME_WITHOUT_UNITS = {"tf32": "fp32"}
 """What a GPU without units for a precision computes in when it is asked for that one."""
@@ -67,19 +47,6 @@ class Rates:
 
     per_second: dict[tuple[str, str], float] = field(default_factory=dict)
     cache_bytes: int | None = None
-
-
-def compute_dtype(settings: Mapping[str, Any]) -> str:
-    """Return the fastest precision that an arm's `settings` allow its fp32 matrix products: "fp32", "tf32", …
-
-    An engine that converts models itself says in which precision it computes.
-    """
-    if (precision := str(settings.get("precision") or "fp32")) != "fp32":
-        return precision
-    for part, key, dtype in PRECISIONS:
-        if str((settings.get(part) or {}).get(key, "0")).lower() in ("1", "true"):
-            return dtype
-    return "fp32"
 
 
 def bound_s(
@@ -150,7 +117,7 @@ def fractions(
         if here is None or model is None or workload is None:
             continue
         recipe = sweep.recipes.get(arm)
-        about = {"resized": _resized(recipe), "last_token": _last_token(recipe)}
+        about = {"resized": resized(recipe), "last_token": keeps_last_token(recipe)}
         if (least := least_s(model, workload, variant, here, **about)) is not None:
             found[cell_id, arm] = bound(seconds, least)
     return found
@@ -162,8 +129,8 @@ def least_s(
     """Return the least seconds of a run of `variant` by what sets them, None where that is not known.
 
     A `generate` takes as long as its prompt and all its steps, each of them bounded by operations or bytes for itself:
-    it has one entry, their sum, under what sets the larger part of it. An approximation (`class`) computes in what its
-    passes chose, so the machine's fastest precision bounds it. Of a model whose sizes a pass changed (`resized`) the
+    it has one entry, their sum, under what sets the larger part of it. A step reads its KV cache. For the precision see
+    :func:`llama_bench.stats.least.computed_in`. Of a model whose sizes a pass changed (`resized`) the
     operations are not known here: its stored weights alone bound it, and where several tokens share them nothing does.
     With `last_token` a pass took out of the last layer what only other tokens than the last need.
 
@@ -174,12 +141,13 @@ def least_s(
         return _own_least_s(model, workload, variant, rates)
     if resized and workload.kind == "prefill":
         return None
-    dtype = _dtype(variant, rates)
+    dtype = computed_in(variant, rates.per_second)
     total: dict[By, float] = {"compute": 0.0, "memory": 0.0}
     for part, times in parts(workload):
-        spared = _hidden(model, part, variant) + _unread(model, part, variant, last_token)
+        spared = hidden(model, part, variant) + unread(model, part, variant, last_token)
         operations = 0.0 if resized else flops(model, part) - spared
-        least = limits(operations, _moved(model, part, variant), dtype, rates.per_second, rates.cache_bytes)
+        bytes_moved = moved(model, part, variant) + (0.0 if resized else read_cache(model, part, variant))
+        least = limits(operations, bytes_moved, dtype, rates.per_second, rates.cache_bytes)
         if least is None:
             return None
         if workload.kind != "generate":
@@ -194,9 +162,9 @@ def _own_least_s(model: OwnModel, workload: Workload, variant: Row, rates: Rates
     if cost.unbounded is not None:
         return None
     fastest = model.reduced or variant["class"] == "approximate"
-    dtype = _dtype({**variant, "class": "approximate" if fastest else "exact"}, rates)
-    moved = moved_bytes(model, workload, variant["weight_bytes"] or 0)
-    return limits(cost.least_operations, moved, dtype, rates.per_second, rates.cache_bytes)
+    dtype = computed_in({**variant, "class": "approximate" if fastest else "exact"}, rates.per_second)
+    read = moved_bytes(model, workload, variant["weight_bytes"] or 0)
+    return limits(cost.least_operations, read, dtype, rates.per_second, rates.cache_bytes)
 
 
 def parts(workload: Workload) -> list[tuple[Workload, int]]:
@@ -223,65 +191,3 @@ def best(ceilings: Iterable[Row]) -> dict[tuple[str | None, str], Rates]:
         if row["cache_bytes"] is not None:
             rates.cache_bytes = max(rates.cache_bytes or 0, row["cache_bytes"])
     return found
-
-
-def _resized(recipe: Recipe | None) -> bool:
-    """Whether a pass of the recipe changed the model's sizes (or may have: a pass that is not known any more)."""
-    try:
-        return recipe is not None and any(find(step).level == "checkpoint" for step in recipe.passes)
-    except InputError:
-        return True
-
-
-def _last_token(recipe: Recipe | None) -> bool:
-    """Whether a pass of the recipe leaves out what nobody reads where only the last token's logits come out."""
-    steps = () if recipe is None else recipe.passes
-    return any(step.family == "fuse" and step.name in ("all", "last_token") for step in steps)
-
-
-def _dtype(variant: Row, rates: Rates) -> str:
-    said = compute_dtype(json.loads(variant["settings"]))
-    if variant["class"] != "approximate" or said in NUMBER_BYTES.keys() - {"fp32", "tf32"}:
-        return said
-    products = [(rate, dtype) for (what, dtype), rate in rates.per_second.items() if what == "matmul"]
-    return max(products)[1] if products else "fp32"
-
-
-def _moved(model: Model, workload: Workload, variant: Row) -> float:
-    """Return the bytes that a run moves at least, in the precision in which the arm keeps them.
-
-    An engine that converts a model keeps all of it in its precision. What passes made of the weights is stored; what
-    they made of caches and outputs may be as small as `LEAST_BYTES` a number.
-    """
-    weights = variant["weight_bytes"] or 0
-    moved = moved_bytes(model, workload, weights)
-    precision = str(json.loads(variant["settings"]).get("precision") or "fp32")
-    if precision != "fp32":
-        return moved * NUMBER_BYTES.get(precision, LEAST_BYTES) / NUMBER_BYTES["fp32"]
-    if variant["class"] != "approximate":
-        return moved
-    rest = moved_bytes(model, workload, 0)
-    return moved - rest + rest * LEAST_BYTES / NUMBER_BYTES["fp32"]
-
-
-def _hidden(model: Model, workload: Workload, variant: Row) -> float:
-    """Return the operations that a causal mask hides and fused attention leaves out: 2·B·S·(S − 1)·heads·D a layer."""
-    fused = (variant.get("engine") or "onnxruntime") != "onnxruntime"
-    executed = json.loads(variant.get("executed_histogram") or "{}")
-    if workload.kind != "prefill" or not (fused or any(op in FUSED_ATTENTION for op in executed)):
-        return 0.0
-    width = model.num_attention_heads * model.head_size * model.num_hidden_layers
-    return 2.0 * workload.batch * workload.given * (workload.given - 1) * width
-
-
-def _unread(model: Model, workload: Workload, variant: Row, last_token: bool) -> float:
-    """Return the operations behind the last layer's attention of tokens whose logits are not asked for.
-
-    An export as it is computes them; a pass takes them out, and an engine of its own may.
-    """
-    may = last_token or (variant.get("engine") or "onnxruntime") != "onnxruntime"
-    if workload.kind != "prefill" or workload.outputs != "last_logits" or not may:
-        return 0.0
-    width = model.num_attention_heads * model.head_size
-    a_token = model.hidden_size * (width + 3 * model.intermediate_size)
-    return 2.0 * (workload.tokens - workload.batch) * a_token

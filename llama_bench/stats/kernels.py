@@ -7,31 +7,17 @@ into these, and the time in which no kernel runs need not be: their floor is 0.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from llama_bench.counts import cache_bytes, flops
-from llama_bench.stats.bound import (
-    LEAST_BYTES,
-    NUMBER_BYTES,
-    Rates,
-    _dtype,
-    _hidden,
-    _last_token,
-    _moved,
-    _resized,
-    _unread,
-    best,
-    least_s,
-    limits,
-    parts,
-)
+from llama_bench.counts import flops
+from llama_bench.stats.bound import Rates, best, least_s, limits, parts
 from llama_bench.stats.executed import placed
 from llama_bench.stats.judged import Judged
+from llama_bench.stats.least import computed_in, hidden, keeps_last_token, moved, read_cache, resized, unread
 from llama_bench.stats.ratios import name_arms
 from llama_bench.sweep import CONTROL, Model, OwnModel, Workload
 
@@ -180,10 +166,10 @@ def _floor(
     workload, recipe = sweep.workloads.get(cell["workload"]), sweep.recipes.get(name)
     if model is None or workload is None or not variant["settings"]:
         return None
-    if _resized(recipe) or isinstance(model, OwnModel):
-        whole = least_s(model, workload, variant, rates, resized=_resized(recipe))
+    if resized(recipe) or isinstance(model, OwnModel):
+        whole = least_s(model, workload, variant, rates, resized=resized(recipe))
         return None if whole is None else {PRODUCTS: max(whole.values())}
-    return floor_s(model, workload, variant, rates, last_token=_last_token(recipe), own_attention=own_attention)
+    return floor_s(model, workload, variant, rates, last_token=keeps_last_token(recipe), own_attention=own_attention)
 
 
 def floor_s(
@@ -196,34 +182,22 @@ def floor_s(
     that a step reads. Where attention is written out (`own_attention` is False), its products are among the others, and
     so is its floor.
     """
-    dtype = _dtype(variant, rates)
+    dtype = computed_in(variant, rates.per_second)
     found = {PRODUCTS: 0.0, ATTENTION: 0.0}
     for part, times in parts(workload):
         total = part.longest if part.kind == "decode" else part.given
         new = 1 if part.kind == "decode" else part.given
         width = model.num_attention_heads * model.head_size * model.num_hidden_layers
         attended = 4.0 * part.batch * new * total * width
-        products = flops(model, part) - attended - _unread(model, part, variant, last_token)
-        kept = cache_bytes(model, part) * _number_bytes(variant) / NUMBER_BYTES["fp32"] if model.cache else 0.0
-        for word, operations, moved in (
-            (PRODUCTS, products, _moved(model, part, variant)),
-            (ATTENTION, attended - _hidden(model, part, variant), kept),
+        products = flops(model, part) - attended - unread(model, part, variant, last_token)
+        for word, operations, size in (
+            (PRODUCTS, products, moved(model, part, variant)),
+            (ATTENTION, attended - hidden(model, part, variant), read_cache(model, part, variant)),
         ):
-            least = limits(operations, moved, dtype, rates.per_second, rates.cache_bytes)
+            least = limits(operations, size, dtype, rates.per_second, rates.cache_bytes)
             if least is None:
                 return None
             found[word] += times * max(least.values())
     if own_attention:
         return found
     return {PRODUCTS: sum(found.values())}
-
-
-def _number_bytes(variant: Row) -> float:
-    """Return the bytes of a number in the KV cache, as far as settings and passes tell."""
-    precision = str(json.loads(variant["settings"]).get("precision") or "fp32")
-    passes = variant["passes"] or ""
-    if "kv_cache" in passes:
-        return LEAST_BYTES
-    if "precision: " in passes:  # fp16 or bf16, the only two
-        return NUMBER_BYTES["fp16"]
-    return NUMBER_BYTES.get(precision, LEAST_BYTES)
