@@ -55,7 +55,8 @@ def computed_in(variant: Row, rates: Mapping[tuple[str, str], float]) -> str:
     said = compute_dtype(json.loads(variant["settings"]))
     if variant["class"] != "approximate" or said in NUMBER_BYTES.keys() - {"fp32", "tf32"}:
         return said
-    if (half := halved(variant)) is not None:
+    half = halved(variant)
+    if half is not None and ("matmul", half) in rates:
         return half
     products = [(rate, dtype) for (what, dtype), rate in rates.items() if what == "matmul"]
     return max(products)[1] if products else "fp32"

@@ -43,6 +43,10 @@ def test_an_arm_is_bounded_by_the_precision_that_its_passes_left(arm: dict[str, 
     assert computed_in(arm, RATES) == precision
 
 
+def test_where_nothing_multiplies_in_half_precision_the_fastest_precision_bounds() -> None:
+    assert computed_in(variant(FP16, gpu=False), {("matmul", "fp32"): 1e12, ("matmul", "int8"): 4e12}) == "int8"
+
+
 def test_an_older_runs_variant_without_passes_is_not_taken_for_half() -> None:
     assert halved({"settings": "{}", "passes": None}) is None
 
