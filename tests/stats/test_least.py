@@ -10,7 +10,8 @@ import pytest
 from llama_bench.stats.least import computed_in, halved, keeps_last_token, number_bytes, read_cache, resized
 from llama_bench.sweep import Model, Recipe, Workload
 
-RATES = {("matmul", "fp32"): 5e13, ("matmul", "fp16"): 8e14, ("matmul", "int8"): 9e14, ("matmul", "fp8"): 1.5e15}
+KNOWN = {"fp32": 5e13, "fp16": 8e14, "bf16": 8.1e14, "int8": 9e14, "fp8": 1.5e15}
+RATES = {("matmul", dtype): rate for dtype, rate in KNOWN.items()}
 FP16, BITS = "precision: fp16", "quantize: {bits: 4, block_size: 128, symmetric: true}"
 
 
