@@ -38,9 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     A property fails for what it says, never for a busy machine, and has the same examples each time, as all tests have;
     `--hypothesis-profile=default` draws others.
     """
-    if config.pluginmanager.hasplugin("xdist") and getattr(config.option, "numprocesses", None):
-        # the tests of a group stay together, and the order is that of `pytest_collection_modifyitems`
-        config.option.dist, config.option.loadscopereorder = "loadgroup", False
+    if config.pluginmanager.hasplugin("xdist"):
+        if getattr(config.option, "numprocesses", None):
+            # the tests of a group stay together, and the order is that of `pytest_collection_modifyitems`
+            config.option.dist, config.option.loadscopereorder = "loadgroup", False
+        if hasattr(config, "workerinput"):  # a worker reads the command line itself, and not what is set here
+            config.option.loadgroup = True
     if config.pluginmanager.hasplugin("timeout") and config.option.timeout is None:
         config.option.timeout = TIMEOUT_S
     if importlib.util.find_spec("hypothesis") is not None:

@@ -147,7 +147,10 @@ def fold_transposes(graph: ir.Graph) -> dict[str, Place]:
 
 
 def fill(places: Mapping[str, Place], path: Path, tensors: Iterable[tuple[str, Array]]) -> None:
-    """Write the `tensors` into the file at `path`, one at a time, and let the graph's weights refer to them there."""
+    """Write the `tensors` into the file at `path` one after another, and let the graph's weights refer to them there.
+
+    While one is written the next one waits and a third is made.
+    """
     import onnx_ir as ir
 
     wanted = {name: place for name, place in places.items() if place.weight.is_initializer()}

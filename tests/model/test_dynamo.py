@@ -45,7 +45,7 @@ def test_the_graph_is_that_of_torchs_own_export_with_all_weights_in_memory(tiny,
     assert canonical_sha256(tmp_path / "model.onnx") == canonical_sha256(tmp_path / "theirs.onnx")
 
 
-def test_weights_come_in_any_order_and_one_at_a_time(tiny, tmp_path):
+def test_weights_come_in_any_order_and_few_at_a_time(tiny, tmp_path):
     model, workload = tiny(), Workload(sequence=8)
     network, alive = llama.build(model, workload), []
 
@@ -53,7 +53,8 @@ def test_weights_come_in_any_order_and_one_at_a_time(tiny, tmp_path):
         for name, array in reversed(list(export.tensors(network))):
             copy = array.copy()
             if copy.nbytes >= dynamo.INSIDE_BYTES:
-                assert sum(reference() is not None for reference in alive) <= 1
+                # one is written, one waits, and this one is made
+                assert sum(reference() is not None for reference in alive) <= 2
                 alive.append(weakref.ref(copy))
             yield name, copy
 
