@@ -98,7 +98,10 @@ def _graphs(
     task: Task,
     count: int,
 ) -> Generator[Event, None, Graphs]:
-    """Find out what each session executes, `count` at a time; a process that dies is tried again by itself."""
+    """Find out what each session executes, `count` at a time.
+
+    One that fails beside others is tried again by itself: they may have taken its memory, here or on the GPU.
+    """
     found: Graphs = {key: None for key, one in sessions.items() if not ENGINES[one.arm.recipe.engine].graph}
     todo = [key for key in sessions if key not in found]
     for first in range(0, len(todo), count):
@@ -107,7 +110,7 @@ def _graphs(
         yield event("slot", job, detail=f"examining {names}")
         if len(some) > 1:
             answers = _at_once(launcher, list(some.values()), task)
-            found |= {k: one for k, one in zip(some, answers, strict=True) if not isinstance(one, Lost) or one.final}
+            found |= {k: one for k, one in zip(some, answers, strict=True) if not isinstance(one, Lost)}
         for key, one in some.items():
             if key not in found:
                 given = (one.folder, one.settings, task)

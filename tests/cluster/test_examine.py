@@ -14,7 +14,7 @@ from llama_bench.bench.machine import facts
 from llama_bench.cluster import examine as examining
 from llama_bench.cluster import profiling
 from llama_bench.cluster.job import Job, Prepared
-from llama_bench.cluster.launch import Lost
+from llama_bench.cluster.launch import GPU_MEMORY, Lost
 from llama_bench.engines import Task
 from llama_bench.engines.executed import Executed
 from llama_bench.parts import finished
@@ -132,6 +132,28 @@ def test_sessions_are_looked_at_side_by_side_where_there_is_room_and_profiled_on
         *[("kill", None)] * 3,
     ]
     assert frames.variants.collect()["kernel_launches"].to_list() == [12.0] * 5
+
+
+def test_what_fails_for_want_of_memory_beside_others_is_looked_at_again_by_itself(
+    tiny: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["recipes"] = {name: {"session": {"tf32": name == "a"}} for name in ("original", "a")}
+    tiny["recipes"] |= {"compiled": {"engine": "torch-compile"}, "eager": {"engine": "torch-eager"}}
+    full = Lost(None, "", GPU_MEMORY, "the GPU is out of memory", True)
+    answer = Answering.call
+
+    def crowded(self: Answering, method: str, *arguments: Any) -> Answering:
+        answer(self, method, *arguments)
+        beside = [count for what, count in self.launched.asked if what in ("Function", "Watched")][-1]
+        self.value = full if method in ("run", "load") and beside > 1 else self.value
+        return self
+
+    monkeypatch.setattr(Answering, "call", crowded)
+    frames, told, asked = examined(tiny, store, PROFILE, count=3)
+    assert [what for what, _ in asked].count("_examine_one") == 2
+    assert frames.failures.collect().is_empty()
+    assert frames.variants.collect()["kernel_launches"].to_list() == [12.0] * 5
+    assert not [event for event in told if event["kind"] != "slot"]
 
 
 @pytest.mark.parametrize("lost", [None, Lost(None, "", "died", "its process was lost: SIGSEGV", False)])
