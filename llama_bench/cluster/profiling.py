@@ -54,7 +54,7 @@ def profiles(launcher: Launcher, sessions: Sequence[Prepared], task: Task, count
     for some in [*compiling, *(others[first : first + count] for first in range(0, len(others), count))]:
         found |= zip(some, _at_once(launcher, [sessions[at] for at in some], task), strict=True)
         for at in some if len(some) > 1 else ():
-            if isinstance(found[at], str):  # the others may have taken its memory
+            if isinstance(found[at], str) and found[at] != UNSEEN:  # the others may have taken its memory
                 [found[at]] = _at_once(launcher, [sessions[at]], task)
     return [found[at] for at in range(len(sessions))]
 
