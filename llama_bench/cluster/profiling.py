@@ -45,17 +45,17 @@ class Watched:
 def profiles(launcher: Launcher, sessions: Sequence[Prepared], task: Task, count: int) -> list[Profile | str]:
     """Return of each session its profile, or why there is none; up to `count` of them are loaded at once.
 
-    One that fails beside others is tried again by itself. One that compiles is loaded alone: it chooses kernels by their
-    times, and keeps its choice for the timed processes.
+    One that fails beside others is tried again by itself. One that compiles is loaded alone: it chooses kernels by
+    their times, and keeps its choice for the timed processes.
     """
     found: dict[int, Profile | str] = {}
     compiling = [[at] for at, one in enumerate(sessions) if one.settings.get("inductor")]
     others = [at for at, one in enumerate(sessions) if not one.settings.get("inductor")]
     for some in [*compiling, *(others[first : first + count] for first in range(0, len(others), count))]:
         found |= zip(some, _at_once(launcher, [sessions[at] for at in some], task), strict=True)
-        for at in some if len(some) > 1 else ():
-            if isinstance(found[at], str) and found[at] != UNSEEN:  # the others may have taken its memory
-                [found[at]] = _at_once(launcher, [sessions[at]], task)
+        failed = [at for at in some if isinstance(found[at], str) and found[at] != UNSEEN]
+        for at in failed if len(some) > 1 else ():  # the others may have taken its memory
+            [found[at]] = _at_once(launcher, [sessions[at]], task)
     return [found[at] for at in range(len(sessions))]
 
 
