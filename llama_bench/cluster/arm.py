@@ -37,14 +37,17 @@ class Arm:
         started_at, gpus = psutil.Process().create_time(), os.environ.get("CUDA_VISIBLE_DEVICES")
         return {"pid": os.getpid(), "process_started_at": started_at, "niceness": os.nice(0), "visible_gpus": gpus}
 
-    def load(self, folder: Path, settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    def load(self, folder: Path, settings: Mapping[str, Any], task: Task, run: bool = False) -> dict[str, Any]:
         """Load the variant in `folder`; return what the session says of itself. Raises WorkError.
 
-        Beside what shapes execution `settings` name the arm, for an engine that tells of itself.
+        Beside what shapes execution `settings` name the arm, for an engine that tells of itself. With `run` it also
+        runs once: on a GPU libraries load and choose kernels then, for seconds, while other arms may do the same.
         """
         from llama_bench.engines import open_session
 
         self._session = open_session(folder, settings, task)
+        if run:
+            self._session.run()
         self._slowdown = float(settings.get("slowdown", 0.0))
         return {"providers": self._session.providers, "threads": settings["intra_op_num_threads"]}
 

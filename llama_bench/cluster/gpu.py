@@ -16,7 +16,7 @@ from llama_bench.sweep import CONTROL
 SHARE = 0.9
 """Share of a GPU's free memory for the arms: what is in pieces cannot be used, and estimates are no more than that."""
 
-AT_ONCE = 8
+AT_ONCE = 12
 """Sessions that are examined side by side at most: each copies its model and loads it, and nothing is timed."""
 
 GONE_S = 3.0
@@ -82,7 +82,7 @@ def side_by_side(job: Job, arms: Sequence[Prepared], each: Mapping[str, int], me
 
     `each` are the arms' bytes on the host. One that is examined holds its model twice, since it saves what it executes.
     """
-    room = [AT_ONCE, int(job.node["physical_cores"]) // 2]
+    room = [AT_ONCE, int(job.node["physical_cores"])]
     if arms:
         room.append(job.memory_bytes // (2 * max(each[one.arm.name] for one in arms)))
     if arms and memory is not None:

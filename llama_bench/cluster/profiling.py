@@ -24,13 +24,14 @@ class Watched:
         self._session: TimedSession | None = None
 
     def load(self, folder: Path, settings: Mapping[str, Any], task: Task) -> bool:
-        """Load the session as it is timed; False where no kernels can be seen. Raises WorkError."""
+        """Load the session as it is timed and run it once; False where no kernels can be seen. Raises WorkError."""
         from llama_bench import engines
         from llama_bench.bench import kernels
 
         if not kernels.begin():
             return False
         self._session = engines.open_session(folder, settings, task)
+        self._session.run()  # libraries load and choose kernels, which others may do beside
         return True
 
     def profile(self) -> Profile:

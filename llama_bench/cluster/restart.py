@@ -115,10 +115,11 @@ def _make_ready(
 ) -> dict[str, dict[str, Any]] | Lost:
     """Start, load, warm up and check every arm; return arm → stage → what it said."""
     bounds = {name: accuracy.bounds(one.kind, one.settings, job.measure.accuracy) for name, one in ready.items()}
-    # starting and loading may share the cores; what runs the model goes one after the other
+    given_task = (given.task, True) if job.cell.target.needs_gpu else (given.task,)
+    # starting and loading may share the cores; what runs the model goes one after the other, but for a GPU's first run
     stages: dict[str, tuple[bool, str, Callable[[str], Sequence[Any]]]] = {
         "start": (True, "identify", lambda name: ()),
-        "load": (True, "load", lambda name: (ready[name].folder, {**ready[name].settings, "arm": name}, given.task)),
+        "load": (True, "load", lambda name: (ready[name].folder, {**ready[name].settings, "arm": name}, *given_task)),
         "warmup": (False, "warm_up", lambda name: ()),
         "check": (False, "check", lambda name: (given.reference / REFERENCE, bounds[name], ready[name].kind)),
     }

@@ -49,6 +49,7 @@ def _is_a_llamas(options: Any) -> str:
 
 
 _FUSED: dict[str, Any] = {"leaves": ("fused",), "not_after": ("half", "quantised")}
+_PRODUCTS: dict[str, Any] = {**_FUSED, "not_after": ("quantised",)}  # weights alone, whatever their precision
 _ATTENTION: dict[str, Any] = {**_FUSED, "leaves": ("fused", "attention")}
 
 PASSES: dict[str, PassInfo] = {
@@ -64,8 +65,10 @@ PASSES: dict[str, PassInfo] = {
         "RMSNorm and the sum before it as one SkipSimplifiedLayerNormalization; the rest as norm.", **_FUSED
     ),
     "qkv": PassInfo("Query, key and value of a layer as one product, whose parts may have different widths.", **_FUSED),
-    "gate_up": PassInfo("Gate and up of a layer as one product.", **_FUSED),
-    "turn": PassInfo("The weights of products as [out, in], which are turned in the product (FusedMatMul).", **_FUSED),
+    "gate_up": PassInfo("Gate and up of a layer as one product.", **_PRODUCTS),
+    "turn": PassInfo(
+        "The weights of products as [out, in], which are turned in the product (FusedMatMul).", **_PRODUCTS
+    ),
     "swiglu": PassInfo("SiLU as one QuickGelu with alpha 1.", **_FUSED),
     "last_token": PassInfo(
         "The last token alone in all that follows the last attention, where only its logits come out.",
