@@ -20,7 +20,7 @@ GPU_FLOPS_PER_S = 20e12  # a data-centre GPU of the middle, fp32: what is assume
 PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s on 2 cores
 LOAD_BYTES_PER_S = 1.0e9  # reading a model into a session
 WARM_UP_RUNS = 5  # three that agree, and the first ones that do not
-WASHOUT_S = 0.050  # a slot's untimed runs take at least this, and at least one run
+WASHOUT_S, WASHOUT_GPU_S = 0.050, 0.3  # a slot's untimed runs take at least this, and at least one run
 CONFIRMED_ARMS = 3  # the fastest recipe, its baseline and the control
 EXAMINE_LOADS = 4  # saving the executed graph costs several loads of the model, once an arm
 EXPORT_S = 4.0  # imports and tracing of one export, besides its bytes and its runs
@@ -202,11 +202,11 @@ def _beside_weights(model: AnyModel, workload: Workload) -> int:
     return int(arena) + output_bytes(model, workload) + cache
 
 
-def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) -> float:
+def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int, washout_s: float = WASHOUT_S) -> float:
     """Seconds of a cell's pilot: examination of each arm, then restarts of start, load, warm-up, blocks of slots."""
     load_s = model_bytes / LOAD_BYTES_PER_S
     examine = PROCESS_S + EXAMINE_LOADS * load_s + 2 * run_s
-    slot = max(WASHOUT_S, run_s) + measure.runs * run_s
+    slot = max(washout_s, run_s) + measure.runs * run_s
     restart = PROCESS_S + load_s + (WARM_UP_RUNS + 1) * run_s + measure.blocks * slot
     return arms * (examine + measure.restarts * restart)
 
@@ -214,7 +214,8 @@ def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int) ->
 def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
     rate = gpu_flops_per_s if cell.target.needs_gpu else flops_per_s
     run_s = flops(cell.model, cell.workload) / rate
-    pilot_s = cell_seconds(measure, len(cell.arms), run_s, model_bytes(cell.model))
+    washout_s = WASHOUT_GPU_S if cell.target.needs_gpu else WASHOUT_S
+    pilot_s = cell_seconds(measure, len(cell.arms), run_s, model_bytes(cell.model), washout_s)
     # the fastest of the recipes, with baseline and control, as often again
     confirms = measure.confirm and len(cell.arms) >= CONFIRMED_ARMS
     confirm_s = pilot_s * CONFIRMED_ARMS / len(cell.arms) if confirms else 0.0

@@ -175,6 +175,7 @@ def test_seconds_of_a_cell_grow_with_each_of_its_counts() -> None:
     for counts in ({"restarts": 7}, {"blocks": 5}, {"runs": 6}):
         assert cell_seconds(measure.model_copy(update=counts), 3, 0.5, 10**9) > base
     assert cell_seconds(measure, 4, 0.5, 10**9) == pytest.approx(base * 4 / 3)
+    assert cell_seconds(measure, 3, 0.5, 10**9, washout_s=0.7) == pytest.approx(base + 3 * 6 * 4 * 0.2)
 
 
 def test_estimating_grows_with_the_variants_and_no_faster() -> None:

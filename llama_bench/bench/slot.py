@@ -11,6 +11,7 @@ WARM_UP_AGREEMENT = 0.02
 WARM_UP_MOST_RUNS = 20
 WARM_UP_MOST_S = 10.0
 WASHOUT_LEAST_S = 0.050  # longer than a session spins after its last run with force_spinning_stop, see docs/measuring
+WASHOUT_GPU_S = 0.3  # at its power cap a GPU's clock goes on falling long after 50 ms, see docs/measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ def time_slot(
     busy_s: float = 0.0,
     clock: Callable[[], int] = time.perf_counter_ns,
     tokens: Callable[[], tuple[float, ...]] = tuple,
+    washout_s: float = WASHOUT_LEAST_S,
 ) -> Slot:
-    """Wash out for at least one run and 50 ms, then time `runs` runs. A clock that steps back is a ValueError.
+    """Wash out for at least one run and `washout_s`, then time `runs` runs. A clock that steps back is a ValueError.
 
     `tokens` says what each new token of the last run took, where it made any.
 
@@ -70,13 +72,13 @@ def time_slot(
     """
     begin = clock()
     washout_runs = 0
-    while washout_runs == 0 or (clock() - begin) / 1e9 < WASHOUT_LEAST_S:
+    while washout_runs == 0 or (clock() - begin) / 1e9 < washout_s:
         run()
         washout_runs += 1
-    washout_s = (clock() - begin) / 1e9
+    washed_s = (clock() - begin) / 1e9
     timed = [(*_timed(run, clock, int(busy_s * 1e9)), tokens()) for _ in range(runs)]
     seconds, busy, made = zip(*timed, strict=True) if timed else ((), (), ())
-    return Slot(washout_runs, washout_s, seconds, busy, made)
+    return Slot(washout_runs, washed_s, seconds, busy, made)
 
 
 def _timed(run: Callable[[], None], clock: Callable[[], int], busy_ns: int = 0) -> tuple[float, float]:

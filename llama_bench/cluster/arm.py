@@ -65,10 +65,11 @@ class Arm:
 
         return compare(self.session.outputs(), load_file(reference), bounds, kind)
 
-    def slot(self, runs: int) -> dict[str, Any]:
+    def slot(self, runs: int, washout_s: float = slot.WASHOUT_LEAST_S) -> dict[str, Any]:
         """Time one slot; return washout runs and seconds, the seconds of each timed run and of its busy loop."""
         busy_s = self._slowdown * self._median_s
-        timed = slot.time_slot(self.session.run, runs, busy_s, self.session.clock, tokens=self._tokens)
+        run, clock = self.session.run, self.session.clock
+        timed = slot.time_slot(run, runs, busy_s, clock, tokens=self._tokens, washout_s=washout_s)
         # a median of runs like the timed ones: those of the warm-up are few, and the machine has moved on since
         self._median_s = median(total - busy for total, busy in zip(timed.seconds, timed.busy_s, strict=True))
         return asdict(timed)

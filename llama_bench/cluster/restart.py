@@ -15,6 +15,7 @@ from llama_bench.bench import accuracy, schedule
 from llama_bench.bench.energy import Meter, spent
 from llama_bench.bench.interference import Monitor
 from llama_bench.bench.machine import Moments
+from llama_bench.bench.slot import WASHOUT_GPU_S, WASHOUT_LEAST_S
 from llama_bench.cluster.arm import Arm
 from llama_bench.cluster.job import Event, Job, Prepared, event
 from llama_bench.cluster.launch import Launcher, Lost, Process
@@ -166,6 +167,7 @@ def _blocks(
 ) -> Slots:
     """Time the wanted blocks; a disturbed one is dropped whole and made good by a further one, as often as allowed."""
     wanted, dropped = job.measure.blocks, 0
+    washout_s = WASHOUT_GPU_S if job.cell.target.needs_gpu else WASHOUT_LEAST_S
     orders = schedule.block_orders(
         job.measure.seed, job.cell.id, turn.restart, turn.group, wanted + turn.may_drop, turn.names
     )
@@ -179,7 +181,7 @@ def _blocks(
         for position, name in enumerate(order):
             yield event("slot", job, detail=f"{turn.title} block {block - dropped + 1}/{wanted} {name}")
             at = datetime.now(UTC)
-            answer = processes[name].call("slot", job.measure.runs).wait()
+            answer = processes[name].call("slot", job.measure.runs, washout_s).wait()
             if isinstance(answer, Lost):
                 return replace(answer, arm=name, stage="slot")
             clock.seconds["washout"] += answer["washout_s"]

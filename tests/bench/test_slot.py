@@ -48,6 +48,13 @@ def test_the_washout_is_at_least_one_run_and_fifty_milliseconds() -> None:
     assert short.washout_s == pytest.approx(0.054)
 
 
+def test_a_gpus_washout_takes_longer() -> None:
+    clock = Clock()
+    longer = slot.time_slot(clock.running(forever(0.009)), 1, clock=clock, washout_s=slot.WASHOUT_GPU_S)
+    assert longer.washout_runs == 34
+    assert longer.washout_s == pytest.approx(0.306)
+
+
 def test_warm_up_ends_when_three_runs_agree_within_two_percent() -> None:
     clock = Clock()
     found = slot.warm_up(clock.running(iter([0.5, 0.2, 0.103, 0.1, 0.101, 0.1, 9.0])), clock)

@@ -25,7 +25,7 @@ from llama_bench.sweep import Session, Sweep
 BOUNDS = Bounds(max_rel=1e-3, min_cosine=None, max_kl=None, min_top1=None)
 
 
-def loaded(sweep: Sweep, store: Store, **settings: Any) -> tuple[Arm, Path, dict[str, Any]]:
+def loaded(sweep: Sweep, store: Store, run: bool = False, **settings: Any) -> tuple[Arm, Path, dict[str, Any]]:
     """Build the sweep's first arm and load it; return it, the folder of its reference, and what it said."""
     plan = make(sweep, {})
     [cell] = plan.cells
@@ -35,7 +35,7 @@ def loaded(sweep: Sweep, store: Store, **settings: Any) -> tuple[Arm, Path, dict
     reference, arm = store.fetch(cell.reference), Arm()
     task = Task(cell.model.model_dump(), cell.workload.model_dump(), load_file(reference / "inputs.safetensors"))
     said = engines.settings("onnxruntime", Session(), cell.target, 1) | settings
-    return arm, reference, arm.load(store.fetch(cell.arms[0].variant), said, task)
+    return arm, reference, arm.load(store.fetch(cell.arms[0].variant), said, task, run)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,11 @@ def test_an_arm_loads_warms_up_checks_and_times(sweep: Sweep, store: Store) -> N
     assert len(slot["seconds"]) == 4
     assert min(slot["seconds"]) > 0
     assert arm.generated() == []
+
+
+def test_an_arm_that_runs_once_as_it_loads_has_an_answer_before_it_is_warm(sweep: Sweep, store: Store) -> None:
+    arm, reference, _ = loaded(sweep, store, run=True)
+    assert all(row["within_bound"] for row in arm.check(reference / "reference.safetensors", BOUNDS, "exact"))
 
 
 def test_hidden_states_predict_nothing_that_could_be_scored(sweep: Sweep, store: Store) -> None:

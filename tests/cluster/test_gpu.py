@@ -13,6 +13,7 @@ import pytest
 
 from llama_bench import engines
 from llama_bench.bench import nvml
+from llama_bench.bench.slot import WASHOUT_GPU_S
 from llama_bench.cluster import gpu
 from llama_bench.cluster.job import Job, Prepared
 from llama_bench.cluster.launch import GPU_MEMORY, Lost, raised
@@ -73,6 +74,14 @@ def test_arms_that_do_not_fit_onto_the_gpu_together_are_timed_in_smaller_groups(
     rows = frames.speedups.collect()
     assert set(rows["restarts"]) == {2, 4}  # the baseline is in both groups
     assert not {"failed", "skipped"} & set(rows["verdict"])
+
+
+def test_a_slot_on_a_gpu_is_washed_out_until_its_clock_has_settled(
+    store: Store, on_gpu: Callable[..., dict[str, Any]]
+) -> None:
+    blocks = measure(on_gpu(9), store)[0].blocks.collect()
+    assert blocks["washout_s"].min() >= WASHOUT_GPU_S
+    assert blocks["washout_s"].max() < WASHOUT_GPU_S + 0.2
 
 
 def test_an_arm_that_does_not_even_fit_beside_baseline_and_control_is_given_up_and_the_others_go_on(
