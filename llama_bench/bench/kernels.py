@@ -42,6 +42,10 @@ COPY = "copy"
 OTHER = "other"
 
 CLASSES: tuple[tuple[str, str], ...] = (
+    # torch's compiler names a kernel after all that it is made of, what comes next too: of one that works number by
+    # number none is attention, and one with an activation is no mere layout
+    ("elementwise", r"triton_poi_\w*(silu|gelu|sigmoid)"),
+    ("rotary and cache", r"triton_poi_\w*attention"),
     ("attention", r"flash|fmha|sdpa|xqa|kernel_mha|attention|softmax|masked_multihead"),
     ("matmul", r"gemm|gemv|nvjet|cutlass|xmma|split_?k|tinygemm|fpa_?intb|matmul|triton_\w*_(mm|addmm|bmm)|dot_kernel"),
     ("norm", r"layer_?norm|rms_?norm|rsqrt|normalization"),

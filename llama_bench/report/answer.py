@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from llama_bench.report.table import ratio
+from llama_bench.report.table import one_baseline, ratio
 from llama_bench.report.tradeoffs import Answers, change
 
 Row = Mapping[str, Any]
@@ -31,7 +31,7 @@ def answer(speedups: pl.DataFrame, answers: Answers | None = None) -> list[str]:
 def _answer_for(target: str, arms: pl.DataFrame, answers: Answers | None) -> str:
     if (arms["verdict"] == "unserved").all():
         return f"On target {target} nothing was measured: {arms['evidence'][0]}."
-    baseline = arms.filter(pl.col("baseline"))["recipe"][0]
+    baseline = one_baseline(arms.filter("baseline")["recipe"])
     recipes = arms.filter(~pl.col("baseline") & ~pl.col("control"))
     if recipes.is_empty():
         return f"On target {target} only {baseline} was measured: there is no recipe to compare it with."
@@ -52,7 +52,7 @@ def _answer_for(target: str, arms: pl.DataFrame, answers: Answers | None) -> str
     if best.is_empty():
         which = "the one recipe is not" if n == 1 else f"none of the {n} recipes is"
         return f"On target {target} {which} faster than {baseline} beyond its interval.{noops}"
-    cells = recipes["cell"].n_unique()
+    cells = compared["cell"].n_unique()
     shown = [_best(row, faster, answers) for row in best.head(SHOWN).to_dicts()]
     found = "; ".join(shown) + (f"; and so on in {len(best) - SHOWN} more cells" if len(best) > SHOWN else "")
     rest = (

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from llama_bench.report.drawing import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, Chart, themed, ticks
-from llama_bench.report.table import ratio
+from llama_bench.report.table import one_baseline, ratio
 from llama_bench.stats.verdicts import margin_of
 
 Row = Mapping[str, Any]
@@ -41,7 +41,7 @@ def _forest(target: str, arms: pl.DataFrame, run: Row) -> Iterator[Chart]:
     shown = arms.filter(~pl.col("baseline") & pl.col("speedup").is_not_null() & (pl.col("verdict") != "wrong"))
     if shown.is_empty():
         return
-    baseline = str(arms.filter(pl.col("baseline"))["recipe"][0])
+    baseline = one_baseline(arms.filter("baseline")["recipe"])
     shown = shown.sort("hidden_size", descending=True, maintain_order=True, nulls_last=True)
     present = [verdict for verdict in MARKS if verdict in set(shown["verdict"])]
     colors, shapes = [MARKS[verdict][0] for verdict in present], [MARKS[verdict][1] for verdict in present]

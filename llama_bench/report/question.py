@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from llama_bench.report.answer import JUDGED
-from llama_bench.report.table import percent, plural, ratio
+from llama_bench.report.table import one_baseline, percent, plural, ratio
 from llama_bench.stats.controls import VOID_P
 
 Row = Mapping[str, Any]
@@ -17,8 +17,7 @@ Row = Mapping[str, Any]
 def question(run: Row) -> str:
     """Return what the sweep asks, from its file alone."""
     sweep = run["sweep"]
-    baselines = {cell["baseline"] for cell in run.get("cells", ())} or {sweep["measure"]["baseline"]}
-    baseline = next(iter(baselines)) if len(baselines) == 1 else "each cell's baseline"
+    baseline = one_baseline({cell["baseline"] for cell in run.get("cells", ())} or {sweep["measure"]["baseline"]})
     recipes = [name for name in sweep["recipes"] if name != baseline]
     models, workloads, targets = (len(sweep[key]) for key in ("models", "workloads", "targets"))
     which = f"Which of {len(recipes)} recipes makes" if len(recipes) != 1 else f"Does {recipes[0]} make"

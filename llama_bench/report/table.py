@@ -61,6 +61,12 @@ def ratio(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
+def one_baseline(names: Iterable[str]) -> str:
+    """Return what arms are compared with, in words: the baseline's name, where all cells have the same."""
+    known = set(names)
+    return next(iter(known)) if len(known) == 1 else "each cell's baseline"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share as a percentage, or a dash."""
     return DASH if share is None else f"{share:.{digits}%}"

@@ -66,6 +66,10 @@ NAMES = [
     ("void onnxruntime::contrib::cuda::MatMulFloatInt4Kernel<__half, 128, true>(__half*)", "matmul",
      "MatMulFloatInt4Kernel"),
     ("triton_tem_fused_mm_7", "matmul", "triton_tem_fused_mm_7"),
+    ("triton_poi_fused__unsafe_view_mul_silu_split_5", "elementwise", "triton_poi_fused__unsafe_view_mul_silu_split_5"),
+    ("triton_poi_fused__scaled_dot_product_cudnn_attention__unsafe_view_add_cat_mul_neg_2", "rotary and cache",
+     "triton_poi_fused__scaled_dot_product_cudnn_attention__unsafe_view_add_cat_mul_neg_2"[:80]),
+    ("triton_poi_fused_cat_split_3", "layout", "triton_poi_fused_cat_split_3"),
     # their template arguments name what products are made of
     ("void onnxruntime::flash::flash_fwd_kernel<Traits<128, cutlass::half_t>, true>(Params)", "attention",
      "flash_fwd_kernel"),

@@ -36,6 +36,25 @@ def test_the_answer_names_the_fastest_recipe_of_each_cell(synthetic: ModuleType)
     assert "1 of 4 executes exactly what original does (no-op)" in sentence
 
 
+def test_cells_that_were_not_timed_are_not_cells_without_an_answer(synthetic: ModuleType) -> None:
+    world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(256, 512, 1024))
+    rows = made(world)
+    slow = pl.when(hidden_size=256).then(pl.lit("equivalent")).otherwise("verdict").alias("verdict")
+    timed = pl.when(hidden_size=1024)
+    late = timed.then("speedup").alias("speedup"), timed.then("verdict").otherwise(pl.lit("skipped")).alias("verdict")
+    [sentence] = answer(rows.with_columns(*late))
+    assert "(h1024-a4-l2, prefill)." in sentence
+    [sentence] = answer(rows.with_columns(slow))
+    assert "; in 1 of 3 cells nothing is faster beyond its interval" in sentence
+
+
+def test_where_cells_have_baselines_of_their_own_none_is_named(synthetic: ModuleType) -> None:
+    rows = made(synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")}, sizes=(512, 1024)))
+    other = pl.when(pl.col("baseline") & (pl.col("hidden_size") == 512)).then(pl.lit("other")).otherwise("recipe")
+    [sentence] = answer(rows.with_columns(other.alias("recipe")))
+    assert sentence.startswith("On target B the fastest recipe, against each cell's baseline, is fast ")
+
+
 def test_the_answer_says_so_when_nothing_is_faster(synthetic: ModuleType) -> None:
     world = synthetic.world({"idle": synthetic.Truth(), "slow": synthetic.Truth(1.3, executed="aa")})
     [sentence] = answer(made(world))
