@@ -71,7 +71,7 @@ def _table(target: str, arms: pl.DataFrame) -> Table:
             "tokens/s a watt."
         )
     else:
-        notes.append("Power was not measured: it needs an NVIDIA GPU and slots of at least half a second.")
+        notes.append("Power was not measured: it needs an NVIDIA GPU and slots of at least 0.3 s.")
     if "Memory (MB)" in shown:
         where = " and ".join(sorted(set(arms["memory_of"].drop_nulls())))
         notes.append(f"Memory is the most that an arm held ({where}).")

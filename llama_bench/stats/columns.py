@@ -153,7 +153,7 @@ VIEWS: dict[str, Words] = {
         "recipe": RECIPE,
         "verdict": Column("", "Its verdict in the view `speedups`: a wrong arm has its rate too."),
         "tokens_per_s": Column("tokens / s", "Tokens of a run over its mean time."),
-        "power_w": Column("W", "Mean power of the GPU over the arm's slots: by its energy counter in slots of at least half a second, in older runs by its reading at the end of blocks, in slots of at least a second.", "no GPU, or shorter slots"),
+        "power_w": Column("W", "Mean power of the GPU over the arm's slots: by its energy counter in slots of at least 0.3 s, in older runs by its reading at the end of blocks, in slots of at least a second.", "no GPU, or shorter slots"),
         "tokens_per_joule": Column("tokens / J", "`tokens_per_s` over `power_w`.", "as `power_w`"),
         "joules_per_token": Column("J / token", "Energy of the GPU for each token: `power_w` over `tokens_per_s`.", "as `power_w`"),
         "memory_bytes": Column(_B, "What the arm holds on the GPU; where it uses none, the most that its process had.", "no restart says"),

@@ -20,7 +20,7 @@ def test_energy_is_the_counters_over_slots_that_are_long_enough_for_it(synthetic
     world = synthetic.world({"fast": synthetic.Truth(0.8, executed="aa")})
     for row in world.rows["blocks"]:
         short = row["recipe"] == "fast" or row["block"] == 3  # whose joules are their neighbours' as much
-        row |= {"energy_j": 9e9 if short else 100.0 + 200.0 * row["block"], "energy_s": 0.4 if short else 1.0}
+        row |= {"energy_j": 9e9 if short else 100.0 + 200.0 * row["block"], "energy_s": 0.2 if short else 1.0}
         row |= {"power_w": 7e9, "washout_s": 2.0, "timed_s": 2.0}  # the block's, and never asked where joules are
     found = efficiency(world)
     assert found["fast"]["power_w"] is None
