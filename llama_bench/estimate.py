@@ -10,19 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_bench.counts import cache_bytes, flops, model_bytes, output_bytes, reference_bytes, scored
+from llama_bench.bench.slot import WASHOUT_GPU_S, WASHOUT_LEAST_S
+from llama_bench.counts import cache_bytes, flops, model_bytes, moved_bytes, output_bytes, reference_bytes, scored
 from llama_bench.model.weights import RESIDENT_BYTES
 from llama_bench.plan import Artifact, Cell, Plan
 from llama_bench.sweep import AnyModel, Measure, OwnModel, Pass, Workload
 from llama_bench.sweep_own import model_of
 
-GPU_FLOPS_PER_S = 20e12  # a data-centre GPU of the middle, fp32: what is assumed where no GPU can be asked
-PROCESS_S = 0.4  # one arm's process up to its session: six at once took 2.4 s on 2 cores
-LOAD_BYTES_PER_S = 1.0e9  # reading a model into a session
+GPU_FLOPS_PER_S = 100e12  # assumed of any GPU, fp32 in TF32: an H200 did the study's largest prompt at 190e12
+BYTES_PER_S, GPU_BYTES_PER_S = 2e10, 2e12  # of memory, assumed of any machine and any GPU: what bounds a step
 WARM_UP_RUNS = 5  # three that agree, and the first ones that do not
-WASHOUT_S, WASHOUT_GPU_S = 0.050, 0.3  # a slot's untimed runs take at least this, and at least one run
 CONFIRMED_ARMS = 3  # the fastest recipe, its baseline and the control
-EXAMINE_LOADS = 4  # saving the executed graph costs several loads of the model, once an arm
 EXPORT_S = 4.0  # imports and tracing of one export, besides its bytes and its runs
 PASS_S = 1.0  # imports of one pass
 BUILD_BYTES_PER_S = 2.0e8  # drawing, writing and hashing weights
@@ -53,6 +51,29 @@ STREAMED = ("dynamo", "reference")
 """Builds that hold no more than RESIDENT_BYTES of a larger model's weights."""
 
 BUILD_MEMORY_BASE = 700_000_000  # torch, onnx and the exporter, however small the model
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What measuring costs besides the timed runs: seconds, and bytes of the model a second.
+
+    `restart_s` is for the arms together, `process_s` for each up to its session, `examine_s` for looking at each once,
+    besides the model's bytes; a slot's untimed runs take at least `washout_s`, and at least one run.
+    """
+
+    restart_s: float
+    process_s: float
+    load_bytes_per_s: float
+    examine_s: float
+    examine_bytes_per_s: float
+    washout_s: float
+
+
+ON_CPU = Costs(0.0, 0.4, 1e9, 0.4, 0.25e9, WASHOUT_LEAST_S)
+"""Six processes at once took 2.4 s on 2 cores; saving the executed graph costs several loads of the model."""
+
+ON_GPU = Costs(6.0, 0.5, 16e9, 3.0, 1e9, WASHOUT_GPU_S)
+"""Seen beside an H200 with 16 cores: sessions load and run once side by side, and the kernels of each are profiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,20 +223,20 @@ def _beside_weights(model: AnyModel, workload: Workload) -> int:
     return int(arena) + output_bytes(model, workload) + cache
 
 
-def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int, washout_s: float = WASHOUT_S) -> float:
+def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int, costs: Costs = ON_CPU) -> float:
     """Seconds of a cell's pilot: examination of each arm, then restarts of start, load, warm-up, blocks of slots."""
-    load_s = model_bytes / LOAD_BYTES_PER_S
-    examine = PROCESS_S + EXAMINE_LOADS * load_s + 2 * run_s
-    slot = max(washout_s, run_s) + measure.runs * run_s
-    restart = PROCESS_S + load_s + (WARM_UP_RUNS + 1) * run_s + measure.blocks * slot
-    return arms * (examine + measure.restarts * restart)
+    examine = costs.examine_s + model_bytes / costs.examine_bytes_per_s + 2 * run_s
+    slot = max(costs.washout_s, run_s) + measure.runs * run_s
+    load_s = costs.process_s + model_bytes / costs.load_bytes_per_s
+    restart = load_s + (WARM_UP_RUNS + 1) * run_s + measure.blocks * slot
+    return arms * (examine + measure.restarts * restart) + measure.restarts * costs.restart_s
 
 
 def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
-    rate = gpu_flops_per_s if cell.target.needs_gpu else flops_per_s
-    run_s = flops(cell.model, cell.workload) / rate
-    washout_s = WASHOUT_GPU_S if cell.target.needs_gpu else WASHOUT_S
-    pilot_s = cell_seconds(measure, len(cell.arms), run_s, model_bytes(cell.model), washout_s)
+    gpu, size = cell.target.needs_gpu, model_bytes(cell.model)
+    rate, bandwidth = (gpu_flops_per_s, GPU_BYTES_PER_S) if gpu else (flops_per_s, BYTES_PER_S)
+    run_s = max(flops(cell.model, cell.workload) / rate, moved_bytes(cell.model, cell.workload, size) / bandwidth)
+    pilot_s = cell_seconds(measure, len(cell.arms), run_s, size, ON_GPU if gpu else ON_CPU)
     # the fastest of the recipes, with baseline and control, as often again
     confirms = measure.confirm and len(cell.arms) >= CONFIRMED_ARMS
     confirm_s = pilot_s * CONFIRMED_ARMS / len(cell.arms) if confirms else 0.0

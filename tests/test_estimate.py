@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llama_bench.counts import flops, moved_bytes, output_bytes
-from llama_bench.estimate import arm_bytes, build_kind, build_memory, cell_seconds, estimates
+from llama_bench.estimate import BYTES_PER_S, ON_CPU, arm_bytes, build_kind, build_memory, cell_seconds, estimates
 from llama_bench.model.weights import weight_bytes
 from llama_bench.plan import make
 from llama_bench.sweep import Measure, Model, Pass, Recipe, Sweep, Target, Workload
@@ -175,7 +177,41 @@ def test_seconds_of_a_cell_grow_with_each_of_its_counts() -> None:
     for counts in ({"restarts": 7}, {"blocks": 5}, {"runs": 6}):
         assert cell_seconds(measure.model_copy(update=counts), 3, 0.5, 10**9) > base
     assert cell_seconds(measure, 4, 0.5, 10**9) == pytest.approx(base * 4 / 3)
-    assert cell_seconds(measure, 3, 0.5, 10**9, washout_s=0.7) == pytest.approx(base + 3 * 6 * 4 * 0.2)
+    washed = replace(ON_CPU, washout_s=0.7)
+    assert cell_seconds(measure, 3, 0.5, 10**9, washed) == pytest.approx(base + 3 * 6 * 4 * 0.2)
+    together = replace(ON_CPU, restart_s=2.0)
+    assert cell_seconds(measure, 3, 0.5, 10**9, together) == pytest.approx(base + 6 * 2.0)
+
+
+GPU = {"gpu": Target(tag="bench_gpu", provider="CUDAExecutionProvider")}
+
+
+def test_cells_on_a_gpu_take_about_what_they_took() -> None:
+    large = Model(hidden_size=4096, num_attention_heads=32, num_hidden_layers=32, exporter="dynamo", cache=True)
+    names = {name: Recipe() for name in "abcdefghi"}
+    measure = {"restarts": 6, "blocks": 6, "runs": 30, "half_width": None, "confirm": False}
+    study = make(_sweep((STUDY,), {"original": Recipe(), **names}, **measure).model_copy(update={"targets": GPU}), {})
+    [cell] = estimates(study, 1e11).cells
+    washout_s = 6 * 6 * cell.arms * 0.25  # an H200 took 425 s for 20 arms when a washout took 50 ms
+    assert 0.5 < (cell.pilot_s - washout_s) / (425 * cell.arms / 20) < 2
+    step = study.sweep.model_copy(
+        update={
+            "models": (large,),
+            "recipes": {"original": Recipe(), "a": Recipe(), "b": Recipe()},
+            "workloads": {"step": Workload(kind="decode", context=1024)},
+        }
+    )
+    [cell] = estimates(make(step, {}), 1e11).cells
+    assert 0.5 < (cell.pilot_s - 6 * 6 * 4 * 0.25) / 162 < 2  # the same, 4 arms
+
+
+def test_a_step_takes_as_long_as_its_weights_take_to_read() -> None:
+    small = STUDY.model_copy(update={"cache": True, "head": "lm", "exporter": "dynamo", "opset": 18})
+    sweep = _sweep((STUDY,), {"original": Recipe()})
+    sweep = sweep.model_copy(update={"models": (small,), "workloads": {"step": Workload(kind="decode", context=64)}})
+    [cell] = estimates(make(sweep, {}), 1e13).cells
+    read = moved_bytes(small, sweep.workloads["step"], weight_bytes(small))
+    assert cell.run_s == pytest.approx(read / BYTES_PER_S)
 
 
 def test_estimating_grows_with_the_variants_and_no_faster() -> None:

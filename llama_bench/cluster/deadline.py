@@ -9,7 +9,7 @@ from llama_bench.bench import machine
 from llama_bench.cluster.job import Job
 from llama_bench.cluster.launch import DEADLINE_S
 from llama_bench.counts import flops, model_bytes, moved_bytes, scored
-from llama_bench.estimate import LOAD_BYTES_PER_S
+from llama_bench.estimate import ON_CPU
 from llama_bench.store import Store
 
 LEAST_S = 120.0  # imports, a compiler, and a machine that does something else for a while
@@ -39,4 +39,4 @@ def deadline_s(job: Job, store: Store) -> float:
     text = None if job.measure.text is None else job.measure.text.model_dump()
     windows = scored(cell.model, cell.workload, text) / cell.workload.given
     runs = max(WARM_UP_RUNS, 1 + job.measure.runs, 1 + windows)
-    return LEAST_S + MARGIN * (size / LOAD_BYTES_PER_S + runs * run_s)
+    return LEAST_S + MARGIN * (size / ON_CPU.load_bytes_per_s + runs * run_s)

@@ -33,8 +33,8 @@ uses none the most that its process had (`memory_of` says "GPU" or "host"); a gi
 """
 
 ENERGY_S = 0.3
-"""A slot on a GPU is at least so long. The energy counter lags by 40 ms (fitted to 700 slots on an H200), so a seventh of
-what it says of one so short is the arm's before it, of which the random order makes an average over all arms."""
+"""A slot on a GPU is at least so long. The energy counter lags by 40 ms (fitted to 700 slots on an H200), so a seventh
+of what it says of one so short is the arm's before it, of which the random order makes an average over all arms."""
 
 POWER_S = 1.0
 """Power is the mean of a second (NVML, Ampere and newer), so in a shorter slot it is also the arm's before it."""
