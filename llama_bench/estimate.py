@@ -159,7 +159,7 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
         models[artifact.id] = model
         graph += GRAPH_BYTES + GRAPH_LAYER_BYTES * (1 if isinstance(model, OwnModel) else model.num_hidden_layers)
         build_bytes = max(build_bytes, build_memory(model, build_kind(artifact)))
-    cells = tuple(_cell(cell, plan.sweep.measure, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
+    cells = tuple(_cell(cell, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
     return Needs(exports, passes, references, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
 
 
@@ -232,7 +232,8 @@ def cell_seconds(measure: Measure, arms: int, run_s: float, model_bytes: int, co
     return arms * (examine + measure.restarts * restart) + measure.restarts * costs.restart_s
 
 
-def _cell(cell: Cell, measure: Measure, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
+def _cell(cell: Cell, flops_per_s: float, gpu_flops_per_s: float) -> CellNeeds:
+    measure = cell.measure
     gpu, size = cell.target.needs_gpu, model_bytes(cell.model)
     rate, bandwidth = (gpu_flops_per_s, GPU_BYTES_PER_S) if gpu else (flops_per_s, BYTES_PER_S)
     run_s = max(flops(cell.model, cell.workload) / rate, moved_bytes(cell.model, cell.workload, size) / bandwidth)

@@ -20,7 +20,7 @@ from llama_bench.ids import (
     written,
 )
 from llama_bench.sweep import CONTROL as CONTROL
-from llama_bench.sweep import AnyModel, Chosen, OwnModel, Recipe, Sweep, Target, Workload
+from llama_bench.sweep import AnyModel, Chosen, Measure, OwnModel, Recipe, Sweep, Target, Workload
 
 TORCH, ITSELF = "torch in fp32", "the file itself, not optimised"
 """What the arms of a cell are checked against, in words: of a Llama, and of an own model."""
@@ -68,6 +68,7 @@ class Cell:
     arms: tuple[Arm, ...]
     baseline: str
     reference: str
+    measure: Measure
 
     @property
     def label(self) -> str:
@@ -90,6 +91,8 @@ class Cell:
             "given": self.workload.given,
             "arms": [arm.name for arm in self.arms],
             "baseline": self.baseline,
+            "blocks": self.measure.blocks,
+            "runs": self.measure.runs,
         }
 
 
@@ -123,11 +126,12 @@ def make(sweep: Sweep, versions: Mapping[str, str]) -> Plan:
 
 def _make(planner: _Planner) -> Plan:
     sweep = planner.sweep
-    measure = digest(sweep.measure.model_dump())
+    usual = digest(sweep.measure.model_dump())
     targets = {name: digest({name: target.model_dump()}) for name, target in sweep.targets.items()}
     cells = []
     for chosen in sweep.chosen():
         part = planner.measured(chosen)
+        measure = usual if chosen.measure is sweep.measure else digest(chosen.measure.model_dump())
         cells.append(
             Cell(
                 hashed(json_strings("cell", part.identity, targets[chosen.target], measure)),
@@ -139,6 +143,7 @@ def _make(planner: _Planner) -> Plan:
                 part.arms,
                 chosen.baseline,
                 part.reference,
+                chosen.measure,
             )
         )
     return Plan(sweep, planner.artifacts, tuple(cells))

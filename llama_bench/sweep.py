@@ -149,13 +149,14 @@ class Measure(Part):
 
 
 class Chosen(NamedTuple):
-    """A cell that a sweep has: what is run where, its recipes in the sweep's order, and the baseline among them."""
+    """A cell of a sweep: what is run where, its recipes in the sweep's order, the baseline, how much is measured."""
 
     model: AnyModel
     workload: str
     target: str
     recipes: tuple[str, ...]
     baseline: str
+    measure: Measure
 
 
 class Sweep(Part):
@@ -178,20 +179,23 @@ class Sweep(Part):
             places = (
                 (model, name, target) for target in self.targets for model in self.models for name in self.workloads
             )
-            return [Chosen(*place, every, base) for place in places]
+            return [Chosen(*place, every, base, self.measure) for place in places]
         found: dict[tuple[str, str, str], Chosen] = {}
         models = {model.label: model for model in self.models}
         for choice in self.cells:
             base = choice.baseline or self.measure.baseline
             picked = {base, *matching(self.recipes, *choice.recipes)}
             recipes = tuple(name for name in self.recipes if name in picked)
+            own = {key: value for key in ("blocks", "runs") if (value := getattr(choice, key)) is not None}
+            measure = self.measure.model_copy(update=own) if own else self.measure
             named = itertools.product(
                 matching(self.targets, choice.target),
                 matching(models, choice.model),
                 matching(self.workloads, choice.workload),
             )
             for target, label, workload in named:
-                found.setdefault((target, label, workload), Chosen(models[label], workload, target, recipes, base))
+                cell = Chosen(models[label], workload, target, recipes, base, measure)
+                found.setdefault((target, label, workload), cell)
         return list(found.values())
 
     def baselines(self) -> set[str]:

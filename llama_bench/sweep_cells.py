@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from pydantic import Field
 
-from llama_bench.sweep_part import Name, Part
+from llama_bench.sweep_part import Name, Part, Positive
 
 
 class Choice(Part):
@@ -21,6 +21,8 @@ class Choice(Part):
     target: str = Field("*", description="Targets, by a pattern of their names.")
     recipes: tuple[str, ...] = Field(("*",), min_length=1, description="Recipes, by patterns of their names.")
     baseline: Name | None = Field(None, description="What these cells' arms are compared with; measure's unless said.")
+    blocks: Positive | None = Field(None, description="Blocks a restart of these cells; measure's unless said.")
+    runs: Positive | None = Field(None, description="Timed runs of an arm in a block there; measure's unless said.")
 
 
 def matching(names: Iterable[str], *patterns: str) -> list[str]:

@@ -303,3 +303,19 @@ def test_a_cell_is_the_same_whether_it_was_chosen_or_is_there_anyway_but_for_ano
     [plain], [chosen] = make().cells, make(cells=({"recipes": ["*"]},)).cells
     [other] = make(cells=({"recipes": ["*"], "baseline": "a"},)).cells
     assert plain.id == chosen.id != other.id
+
+
+def test_cells_may_have_blocks_and_runs_of_their_own_and_are_other_cells_then() -> None:
+    def cells(*choices: dict[str, Any]) -> dict[str, plan.Cell]:
+        made = make(**CELLS, cells=choices, measure=Measure(runs=7))
+        return {cell.label: cell for cell in made.cells}
+
+    prefill = {"workload": "prefill", "target": "cpu"}
+    own = cells({**prefill, "model": "wide", "blocks": 9, "runs": 2}, prefill)
+    plain = cells({**prefill, "model": "wide", "blocks": 4}, prefill)  # what `measure` says anyway
+    wide, small = own["wide/prefill/cpu"], own["h16-a2-l2/prefill/cpu"]
+    assert (wide.measure.blocks, wide.measure.runs, wide.measure.restarts) == (9, 2, 6)
+    assert (wide.entry["blocks"], wide.entry["runs"]) == (9, 2)
+    assert small.measure == Measure(runs=7)
+    assert small.id == plain[small.label].id
+    assert wide.id != plain[wide.label].id == cells(prefill)[wide.label].id

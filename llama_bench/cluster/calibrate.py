@@ -112,7 +112,7 @@ def _measure(
             outcome.reused += 1
             on_event(Event("cell", cell.label, "reused"))
         else:
-            jobs.append(Job(cell, plan.sweep.measure, store.uri, outcome.run, NODE, facts, memory, ceilings=False))
+            jobs.append(Job(cell, cell.measure, store.uri, outcome.run, NODE, facts, memory, ceilings=False))
     waiting = iter(jobs)
     # with one at a time nothing else goes on while a slot is timed: an event is dealt with between two
     events = _events(waiting, None, examined) if beside == 1 else _side_by_side(waiting, core_sets(beside), examined)

@@ -137,7 +137,6 @@ class _Driver:
         building = self._building(todo)
         measuring = Measuring(
             self.store,
-            self.plan.sweep.measure,
             self.outcome,
             self.claims,
             self.fleet,

@@ -29,7 +29,7 @@ from llama_bench.errors import LlamaBenchError
 from llama_bench.plan import Cell
 from llama_bench.stats.progress import ONE_RESTART
 from llama_bench.store import Store
-from llama_bench.sweep import Measure, Target
+from llama_bench.sweep import Target
 
 CEILINGS = "LLAMA_BENCH_CEILINGS"
 """Environment variable: at 0 the ceilings of nodes are not measured, which takes some seconds a run and target."""
@@ -61,7 +61,6 @@ class Measuring:
     def __init__(
         self,
         store: Store,
-        measure: Measure,
         outcome: RunResult,
         claims: Claims,
         fleet: Fleet,
@@ -70,7 +69,7 @@ class Measuring:
         retry_failed: bool,
         on_event: OnEvent,
     ) -> None:
-        self.store, self.measure, self.outcome, self.claims = store, measure, outcome, claims
+        self.store, self.outcome, self.claims = store, outcome, claims
         self.fleet, self.failures = fleet, failures
         self.retry_failed, self.on_event = retry_failed, on_event
         self._waiting = Waiting(fleet, self._begun_before)
@@ -176,7 +175,7 @@ class Measuring:
         node, cell = place.node, place.cell
         job = Job(
             cell,
-            self.measure,
+            cell.measure,
             self.store.uri,
             self.outcome.run,
             node.id,

@@ -32,9 +32,11 @@ FACTS = ("kernel", "libc", "governor", "hypervisor", "cpu_quota", "smt", "boost"
 def blocks(machines: pl.DataFrame, run: Row) -> list[Block]:
     """Return the nodes that timed, from the dataset, what the run knows of them, and the versions that shaped it."""
     measure = run["sweep"]["measure"]
+    differ = any(cell.get(key, measure[key]) != measure[key] for cell in run["cells"] for key in ("blocks", "runs"))
+    unless = " unless a cell has its own" if differ else ""
     about = (
         f"Started {run.get('created_at', 'at an unknown time')}; {measure['restarts']} pilot restarts × "
-        f"{measure['blocks']} blocks × {measure['runs']} runs an arm, seed {measure['seed']}; "
+        f"{measure['blocks']} blocks × {measure['runs']} runs an arm{unless}, seed {measure['seed']}; "
         f"fingerprint {run.get('fingerprint', 'unknown')}."
     )
     found: list[Block] = [about]

@@ -83,8 +83,8 @@ class Known:
         if (fault := self._fault(cell, name)) is not None:
             return "void", fault
         base = cell["baseline"]
-        problem = self._data_problem(key) or self._died(cell, name, asks)
-        if problem is None and name != base and (of_base := self._data_problem((cell["id"], base))) is not None:
+        problem = self._data_problem(cell, name) or self._died(cell, name, asks)
+        if problem is None and name != base and (of_base := self._data_problem(cell, base)) is not None:
             return "inconclusive", f"nothing to compare with: of {base}, {of_base[1]}"
         return problem
 
@@ -100,15 +100,16 @@ class Known:
                 return bound.fault if one == name else f"nothing to compare with: {one} is at {bound.fault}"
         return None
 
-    def _data_problem(self, key: Key) -> tuple[str, str] | None:
+    def _data_problem(self, cell: Row, name: str) -> tuple[str, str] | None:
         """What is wrong with an arm's timings themselves."""
+        key = (cell["id"], name)
         times, slots = self.times.get(key), self.slots.get(key)
         if times is None:
             return None
         if times["unusable"]:
             return "failed", f"{times['unusable']} of {times['runs']} timed runs have no positive, finite seconds"
         if slots is not None:
-            expected = slots["slots"] * self.sweep.measure.runs
+            expected = slots["slots"] * cell.get("runs", self.sweep.measure.runs)
             if slots["missing"]:
                 return "failed", f"{slots['missing']} of {slots['slots'] + slots['missing']} blocks lack its slot"
             if times["runs"] < expected:

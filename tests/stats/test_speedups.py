@@ -309,6 +309,15 @@ def test_a_block_that_lacks_the_baselines_slot_leaves_nothing_to_compare_with(sy
     assert "nothing to compare with: of original, 1 of 24 blocks lack its slot" in rows["fast"]["evidence"]
 
 
+def test_a_cell_with_fewer_runs_of_its_own_lacks_none(synthetic: ModuleType) -> None:
+    world = two(synthetic)
+    keep(world, lambda row: row["run_index"] < 4, ("timings",))
+    assert "only 96 of 120 timed runs are there" in arms(world)["other"]["evidence"]
+    for cell in world.run["cells"]:
+        cell["runs"] = 4
+    assert arms(world)["other"]["verdict"] != "failed"
+
+
 def test_missing_timings_of_a_slot_make_the_arm_failed(synthetic: ModuleType) -> None:
     world = two(synthetic)
     gone = ("other", 4, 2, 0)
