@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_bench.bench.slot import WASHOUT_GPU_S, WASHOUT_LEAST_S
 from llama_bench.counts import cache_bytes, flops, model_bytes, moved_bytes, output_bytes, reference_bytes, scored
@@ -50,7 +50,20 @@ BUILD_MEMORY = {
 STREAMED = ("dynamo", "reference")
 """Builds that hold no more than RESIDENT_BYTES of a larger model's weights."""
 
+REWRITTEN = {"fuse turn": 1.0, "fuse gate_up": 0.5, "fuse all": 0.12, "fuse qkv": 0.12, "prune": 1.0, "distill": 1.0}
+"""Pass, or its family → the share of a variant's weights that it stores anew in the same form; of all others none.
+
+The shares of packed products are Llama-2-7B's; precision and quantize store all of it in their own number of bits.
+"""
+
 BUILD_MEMORY_BASE = 700_000_000  # torch, onnx and the exporter, however small the model
+
+
+class Stored(NamedTuple):
+    """The weights of a variant: their bytes, and the bits of a number."""
+
+    bytes: int
+    bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,10 @@ class CellNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A whole plan, nothing of it built yet. Seconds to build are those of one task after another."""
+    """A whole plan, nothing of it built yet. Seconds to build are those of one task after another.
+
+    `weight_bytes` are those of all variants, each content once.
+    """
 
     exports: int
     passes: int
@@ -134,12 +150,14 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
     exports = passes = references = graph = reference = build_bytes = 0
     build_s = 0.0
     models: dict[str, AnyModel] = {}
+    stored: dict[str, Stored] = {}  # variant → how its weights are stored
     for artifact in plan.artifacts.values():
         if artifact.kind == "export":
             model = model_of(artifact.spec["model"])
             workload = Workload.model_validate(artifact.spec["workload"])
             size = model_bytes(model)
             weights[_content(artifact.spec["model"])] = size
+            stored[artifact.id] = Stored(size, 32)
             exports += 1
             build_s += EXPORT_S + size / BUILD_BYTES_PER_S + 2 * flops(model, workload) / flops_per_s
         elif artifact.kind == "reference":
@@ -154,6 +172,7 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
         else:
             model = models[str(artifact.parent)]
             size = model_bytes(model)
+            stored[artifact.id], weights[artifact.id] = _after(artifact, stored[str(artifact.parent)])
             passes += 1
             build_s += PASS_S + size / BUILD_BYTES_PER_S
         models[artifact.id] = model
@@ -161,6 +180,18 @@ def estimates(plan: Plan, flops_per_s: float, gpu_flops_per_s: float = GPU_FLOPS
         build_bytes = max(build_bytes, build_memory(model, build_kind(artifact)))
     cells = tuple(_cell(cell, flops_per_s, gpu_flops_per_s) for cell in plan.cells)
     return Needs(exports, passes, references, sum(weights.values()), graph, reference, build_bytes, build_s, cells)
+
+
+def _after(artifact: Artifact, before: Stored) -> tuple[Stored, int]:
+    """Return how a pass leaves the weights, and how many bytes of them no variant had before."""
+    step = Pass.model_validate(artifact.spec)
+    said = step.options.get("bits", 4 if step.name == "weights" else 8)
+    assert isinstance(said, int)
+    bits = {"precision": 16, "quantize": said}
+    if step.family in bits and step.name != "kv_cache":
+        after = Stored(before.bytes * bits[step.family] // before.bits, bits[step.family])
+        return after, after.bytes
+    return before, int(before.bytes * REWRITTEN.get(f"{step.family} {step.name}", REWRITTEN.get(step.family, 0.0)))
 
 
 def build_kind(artifact: Artifact) -> str:

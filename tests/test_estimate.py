@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,23 @@ def test_weights_are_counted_once_however_many_recipes_and_opsets_use_them() -> 
     assert one.weight_bytes == many.weight_bytes == weight_bytes(STUDY)
     assert (many.exports, many.passes) == (2, 4)
     assert many.disk_bytes == many.weight_bytes + many.graph_bytes + many.reference_bytes
+
+
+def test_variants_that_store_their_weights_anew_take_that_much_more() -> None:
+    def stored(*passes: dict[str, Any]) -> int:
+        model = STUDY.model_copy(update={"exporter": "dynamo", "opset": 18})
+        recipe = Recipe(passes=tuple(Pass.model_validate(said) for said in passes))
+        plan = make(_sweep((model,), {"original": Recipe(), "one": recipe}), {})
+        return estimates(plan, 1e11).weight_bytes - weight_bytes(STUDY)
+
+    size, half, turn = weight_bytes(STUDY), {"precision": "fp16"}, {"fuse": "turn"}
+    assert stored({"onnxoptimizer": "eliminate_identity"}) == 0
+    assert stored(half) == size // 2
+    assert stored(turn, half) == size + size // 2
+    assert stored(half, turn) == size  # half of it twice
+    assert stored(half, {"quantize": {"bits": 4}}) == size // 2 + size // 8
+    assert stored({"quantize": "dynamic"}) == size // 4
+    assert size // 10 < stored({"fuse": "all"}) < size // 5
 
 
 def test_another_seed_is_other_weights() -> None:

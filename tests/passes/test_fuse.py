@@ -134,6 +134,18 @@ def test_turned_weights_are_the_same_numbers_and_go_on_to_half_precision(
     assert {half.constants()[node.input[1]].dtype for node in half.nodes("FusedMatMul")} == {np.dtype(np.float16)}
 
 
+@pytest.mark.parametrize("name", ["gate_up", "turn"])
+def test_products_are_packed_and_turned_before_or_after_half_precision_alike(
+    name: str, exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    before, half = exported(**CACHED), {"precision": "fp16"}
+    first = before.applied(tmp_path / "first", ALL, {"fuse": name}, half)
+    later = before.applied(tmp_path / "later", ALL, half, {"fuse": name})
+    assert operators(later.folder) == operators(first.folder) != operators(before.applied(tmp_path / "x", ALL).folder)
+    for one, other in zip(first.run().values(), later.run().values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_norms_are_computed_with_the_graphs_own_epsilon(exported: Callable[..., Any], tmp_path: Path) -> None:
     after = exported(rms_norm_eps=1e-3).applied(tmp_path, {"fuse": "skip_norm"})
     for op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
