@@ -90,6 +90,16 @@ def side_by_side(job: Job, arms: Sequence[Prepared], each: Mapping[str, int], me
     return max(1, min(room))
 
 
+def compiles(one: Prepared) -> bool:
+    """Return whether an arm chooses its kernels by timing them, and keeps its choice: it may do so only by itself."""
+    return bool(one.settings.get("inductor"))
+
+
+def runs_as_it_loads(job: Job, one: Prepared) -> bool:
+    """Return whether an arm makes its first run while the others load: on a GPU that takes each of them seconds."""
+    return job.cell.target.needs_gpu and not compiles(one)
+
+
 def host_bytes(job: Job, one: Prepared) -> int:
     """Return the memory of an arm's process on the host; where a GPU holds its model, that of reading it."""
     if not job.cell.target.needs_gpu:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_bench.cluster.gpu import compiles
 from llama_bench.cluster.launch import Launcher, Lost
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def profiles(launcher: Launcher, sessions: Sequence[Prepared], task: Task, count
     their times, and keeps its choice for the timed processes.
     """
     found: dict[int, Profile | str] = {}
-    compiling = [[at] for at, one in enumerate(sessions) if one.settings.get("inductor")]
-    others = [at for at, one in enumerate(sessions) if not one.settings.get("inductor")]
+    compiling = [[at] for at, one in enumerate(sessions) if compiles(one)]
+    others = [at for at, one in enumerate(sessions) if not compiles(one)]
     for some in [*compiling, *(others[first : first + count] for first in range(0, len(others), count))]:
         found |= zip(some, _at_once(launcher, [sessions[at] for at in some], task), strict=True)
         failed = [at for at in some if isinstance(found[at], str) and found[at] != UNSEEN]

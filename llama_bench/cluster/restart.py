@@ -17,6 +17,7 @@ from llama_bench.bench.interference import Monitor
 from llama_bench.bench.machine import Moments
 from llama_bench.bench.slot import WASHOUT_GPU_S, WASHOUT_LEAST_S
 from llama_bench.cluster.arm import Arm
+from llama_bench.cluster.gpu import runs_as_it_loads
 from llama_bench.cluster.job import Event, Job, Prepared, event
 from llama_bench.cluster.launch import Launcher, Lost, Process
 from llama_bench.cluster.rows import Rows, restart_rows
@@ -116,11 +117,15 @@ def _make_ready(
 ) -> dict[str, dict[str, Any]] | Lost:
     """Start, load, warm up and check every arm; return arm → stage → what it said."""
     bounds = {name: accuracy.bounds(one.kind, one.settings, job.measure.accuracy) for name, one in ready.items()}
-    given_task = (given.task, True) if job.cell.target.needs_gpu else (given.task,)
+
+    def to_load(name: str) -> Sequence[Any]:
+        one = ready[name]
+        return one.folder, {**one.settings, "arm": name}, given.task, runs_as_it_loads(job, one)
+
     # starting and loading may share the cores; what runs the model goes one after the other, but for a GPU's first run
     stages: dict[str, tuple[bool, str, Callable[[str], Sequence[Any]]]] = {
         "start": (True, "identify", lambda name: ()),
-        "load": (True, "load", lambda name: (ready[name].folder, {**ready[name].settings, "arm": name}, *given_task)),
+        "load": (True, "load", to_load),
         "warmup": (False, "warm_up", lambda name: ()),
         "check": (False, "check", lambda name: (given.reference / REFERENCE, bounds[name], ready[name].kind)),
     }

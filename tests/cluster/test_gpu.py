@@ -129,6 +129,15 @@ def stored(on: Job, weight_bytes: int) -> list[Prepared]:
     return [Prepared(arm, Path(), {}, manifest, "exact") for arm in on.cell.arms]
 
 
+def test_arms_on_a_gpu_make_their_first_run_side_by_side_but_for_those_that_time_kernels_then() -> None:
+    on = job()
+    [one, *_] = stored(on, 10)
+    cpu = replace(on, cell=replace(on.cell, target=Target(tag="bench_cpu")))
+    assert [gpu.runs_as_it_loads(where, one) for where in (on, cpu)] == [True, False]
+    assert not gpu.runs_as_it_loads(on, replace(one, settings={"inductor": {"max_autotune": True}}))
+    assert gpu.runs_as_it_loads(on, replace(one, settings={"inductor": None}))
+
+
 def test_as_many_sessions_are_examined_at_once_as_cores_and_both_memories_take() -> None:
     on = job(node={**FACTS, "physical_cores": 16})
     arms = stored(on, 10 * 2**30)
