@@ -82,7 +82,8 @@ def side_by_side(job: Job, arms: Sequence[Prepared], each: Mapping[str, int], me
 
     `each` are the arms' bytes on the host. One that is examined holds its model twice, since it saves what it executes.
     """
-    room = [AT_ONCE, int(job.node["physical_cores"])]
+    cores = int(job.node["physical_cores"])  # on a CPU each session runs on several
+    room = [AT_ONCE, cores if job.cell.target.needs_gpu else cores // 2]
     if arms:
         room.append(job.memory_bytes // (2 * max(each[one.arm.name] for one in arms)))
     if arms and memory is not None:

@@ -145,6 +145,8 @@ def test_as_many_sessions_are_examined_at_once_as_cores_and_both_memories_take()
     assert all(10 * 2**30 < size < 12 * 2**30 for size in each.values())  # the weights as they are read, and a process
     assert gpu.side_by_side(on, arms, each, None) == gpu.AT_ONCE
     assert gpu.side_by_side(replace(on, node={**FACTS, "physical_cores": 6}), arms, each, None) == 6
+    cpu = replace(on, cell=replace(on.cell, target=Target(tag="bench_cpu")))
+    assert gpu.side_by_side(cpu, arms, {name: 1 for name in each}, None) == 8
     assert gpu.side_by_side(replace(on, memory_bytes=70 * 2**30), arms, each, None) == 3  # each holds its model twice
     assert gpu.side_by_side(on, arms, each, nvml.Memory(80 * 2**30, 50 * 2**30, None)) == 4
     assert gpu.side_by_side(on, arms, each, nvml.Memory(80 * 2**30, 2**30, None)) == 1
