@@ -82,10 +82,19 @@ class Costs:
     washout_s: float
 
 
-ON_CPU = Costs(0.0, 0.4, 1e9, 0.4, 0.25e9, WASHOUT_LEAST_S)
+ON_CPU = Costs(
+    restart_s=0.0,
+    process_s=0.4,
+    load_bytes_per_s=1e9,
+    examine_s=0.4,
+    examine_bytes_per_s=0.25e9,
+    washout_s=WASHOUT_LEAST_S,
+)
 """Six processes at once took 2.4 s on 2 cores; saving the executed graph costs several loads of the model."""
 
-ON_GPU = Costs(6.0, 0.5, 16e9, 3.0, 1e9, WASHOUT_GPU_S)
+ON_GPU = Costs(
+    restart_s=6.0, process_s=0.5, load_bytes_per_s=16e9, examine_s=3.0, examine_bytes_per_s=1e9, washout_s=WASHOUT_GPU_S
+)
 """Seen beside an H200 with 16 cores: sessions load and run once side by side, and the kernels of each are profiled."""
 
 

@@ -17,6 +17,7 @@ from llama_bench.bench.slot import WASHOUT_GPU_S
 from llama_bench.cluster import gpu
 from llama_bench.cluster.job import Job, Prepared
 from llama_bench.cluster.launch import GPU_MEMORY, Lost, raised
+from llama_bench.cluster.processes import PlainProcess
 from llama_bench.counts import model_bytes
 from llama_bench.errors import GpuMemoryError
 from llama_bench.estimate import CONTEXT_BYTES, arm_bytes, gpu_arm_bytes
@@ -76,10 +77,20 @@ def test_arms_that_do_not_fit_onto_the_gpu_together_are_timed_in_smaller_groups(
     assert not {"failed", "skipped"} & set(rows["verdict"])
 
 
-def test_a_slot_on_a_gpu_is_washed_out_until_its_clock_has_settled(
-    store: Store, on_gpu: Callable[..., dict[str, Any]]
+def test_an_arm_on_a_gpu_runs_once_as_it_loads_and_its_slots_are_washed_out_until_the_clock_has_settled(
+    store: Store, on_gpu: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    called: list[tuple[str, tuple[Any, ...]]] = []
+    call = PlainProcess.call
+
+    def recorded(self: PlainProcess, method: str, *arguments: Any) -> Any:
+        called.append((method, arguments))
+        return call(self, method, *arguments)
+
+    monkeypatch.setattr(PlainProcess, "call", recorded)
     blocks = measure(on_gpu(9), store)[0].blocks.collect()
+    first_runs = [arguments[-1] for method, arguments in called if method == "load" and len(arguments) == 4]
+    assert first_runs == [True] * 2 * 4  # restarts × arms
     assert blocks["washout_s"].min() >= WASHOUT_GPU_S
     assert blocks["washout_s"].max() < WASHOUT_GPU_S + 0.2
 
