@@ -83,11 +83,11 @@ class Costs:
 
 
 ON_CPU = Costs(
-    restart_s=0.0,
+    restart_s=0,
     process_s=0.4,
     load_bytes_per_s=1e9,
     examine_s=0.4,
-    examine_bytes_per_s=0.25e9,
+    examine_bytes_per_s=2.5e8,
     washout_s=WASHOUT_LEAST_S,
 )
 """Six processes at once took 2.4 s on 2 cores; saving the executed graph costs several loads of the model."""

@@ -69,7 +69,7 @@ def measure(data: dict[str, Any], store: Store) -> tuple[Frames, list[dict[str, 
             build(artifact, store)
     identity = Identity(plan.sweep.model_dump(mode="json"), "code", {}, [machine.fingerprint(FACTS)])
     run = find_or_start(store, plan, identity, {}, {"here": FACTS}).run
-    jobs = [Job(cell, plan.sweep.measure, store.uri, run, "here", FACTS, 10**12) for cell in plan.cells]
+    jobs = [Job(cell, cell.measure, store.uri, run, "here", FACTS, 10**12) for cell in plan.cells]
     events = [event for job in jobs for event in measure_cell(job, Processes(job.environment))]
     return llama_bench.load(store.url(run)), events
 

@@ -59,6 +59,13 @@ def bare(tiny: dict[str, Any], store: Store) -> dict[str, Any]:
     return tiny
 
 
+def test_a_cells_own_blocks_and_runs_reach_its_arms(bare: dict[str, Any], store: Store, local_ray: None) -> None:
+    bare["cells"] = [{"blocks": 1, "runs": 5}]
+    _, frames = run(bare, store)
+    counts = frames.timings.filter("kept").group_by("recipe").len().collect()
+    assert dict(counts.iter_rows()) == dict.fromkeys(("original", "control"), 2 * 1 * 5)
+
+
 def test_a_run_measures_every_arm_of_every_restart_and_says_where_its_time_went(finished: Any) -> None:
     _, result, frames, events = finished
     assert (result.measured, result.reused, result.failures, result.unserved) == (1, 0, [], {})

@@ -139,6 +139,8 @@ def test_products_are_packed_and_turned_before_or_after_half_precision_alike(
     name: str, exported: Callable[..., Any], tmp_path: Path
 ) -> None:
     before, half = exported(**CACHED), {"precision": "fp16"}
+    steps = [Pass.model_validate(step) for step in (ALL, half, {"fuse": name}, {"quantize": {"block_size": 16}})]
+    assert passes.misfit(steps, before.model) is None
     first = before.applied(tmp_path / "first", ALL, {"fuse": name}, half)
     later = before.applied(tmp_path / "later", ALL, half, {"fuse": name})
     assert operators(later.folder) == operators(first.folder) != operators(before.applied(tmp_path / "x", ALL).folder)
